@@ -1,0 +1,2 @@
+//! Every SQL function, one file per noun, thin.
+use pgrx::prelude::*;

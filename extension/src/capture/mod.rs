@@ -1,0 +1,1 @@
+//! What runs inside the application's statements: capture, and the image hash of verify.

@@ -1,0 +1,51 @@
+//! Work that may fail without failing the transaction: an internal subtransaction around it.
+
+use crate::raise::unpack;
+use migrator_core::failure::Failure;
+use pgrx::PgTryBuilder;
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
+use std::panic::AssertUnwindSafe;
+
+/// Runs `work` in a subtransaction of its own. A PostgreSQL error or an `Err` rolls back everything that
+/// `work` did, locks included, and comes back as a `Failure` with its SQLSTATE.
+///
+/// Cancellation is never swallowed: 57014 and 57P01 are rethrown.
+pub fn attempt<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    // SAFETY: the pattern of PL/pgSQL's exec_stmt_block (pl_exec.c): memory context and resource owner are
+    // saved before the subtransaction and restored after its end, whichever way it ends.
+    unsafe {
+        let context = pg_sys::CurrentMemoryContext;
+        let owner = pg_sys::CurrentResourceOwner;
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(context);
+        let work = AssertUnwindSafe(work);
+        let outcome = PgTryBuilder::new(AssertUnwindSafe(move || {
+            let work = work;
+            (work.0)()
+        }))
+        .catch_others(|caught| match caught {
+            CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
+                let code = unpack(report.sql_error_code() as i32);
+                if code == "57014" || code == "57P01" {
+                    CaughtError::PostgresError(report).rethrow()
+                }
+                Err(Failure {
+                    code: code.into(),
+                    message: report.message().to_owned(),
+                    detail: report.detail().map(str::to_owned),
+                    hint: report.hint().map(str::to_owned),
+                })
+            }
+            rust_panic => rust_panic.rethrow(),
+        })
+        .execute();
+        match &outcome {
+            Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
+            Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
+        }
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::CurrentResourceOwner = owner;
+        outcome
+    }
+}

@@ -1,0 +1,217 @@
+//! Locks: on a change (whose turn it is) and on users' tables (never long, never in the way).
+
+use crate::catalog::{attempt::attempt, role, spi};
+use migrator_core::failure::{Failure, code};
+use pgrx::pg_sys;
+use serde::Deserialize;
+use std::time::{Duration, Instant};
+
+/// How a step holds its change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// Copy batches, index builds, verify chunks: many at once.
+    Shared,
+    /// Reconcile, swap, every transition of state: alone.
+    Alone,
+}
+
+/// Takes the change's lock until the end of the transaction, or says at once that it is taken.
+///
+/// An object lock on (class of `migrator.change`, id): it cannot collide with an application's advisory
+/// locks, it is seen in pg_locks as `object`, and it dies with its transaction.
+pub fn try_change(id: i64, hold: Hold) -> bool {
+    acquire_change(id, hold, true)
+}
+
+/// The same, waiting.
+pub fn change(id: i64, hold: Hold) {
+    acquire_change(id, hold, false);
+}
+
+fn acquire_change(id: i64, hold: Hold, dont_wait: bool) -> bool {
+    let mode = match hold {
+        Hold::Shared => pg_sys::ShareLock,
+        Hold::Alone => pg_sys::ExclusiveLock,
+    };
+    let class = change_table();
+    // SAFETY: a LOCKTAG_OBJECT as SET_LOCKTAG_OBJECT (storage/lock.h) fills it; LockAcquire takes it by pointer for the call.
+    unsafe {
+        let tag = pg_sys::LOCKTAG {
+            locktag_field1: u32::from(pg_sys::MyDatabaseId),
+            locktag_field2: u32::from(class),
+            locktag_field3: u32::try_from(id & 0xffff_ffff).expect("masked to 32 bits"),
+            locktag_field4: 0,
+            locktag_type: u8::try_from(pg_sys::LockTagType::LOCKTAG_OBJECT).expect("a small tag"),
+            locktag_lockmethodid: u8::try_from(pg_sys::DEFAULT_LOCKMETHOD).expect("a small number"),
+        };
+        let mode = i32::try_from(mode).expect("a small number");
+        pg_sys::LockAcquire(&tag, mode, false, dont_wait) != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    }
+}
+
+fn change_table() -> pg_sys::Oid {
+    // SAFETY: name look-ups by constant strings; 0 where missing.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"migrator".as_ptr(), false);
+        pg_sys::get_relname_relid(c"change".as_ptr(), schema)
+    }
+}
+
+/// A lock mode on a table, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// SELECT's own.
+    AccessShare,
+    /// VACUUM's own: no conflict with DML, conflicts with itself and with DDL.
+    ShareUpdateExclusive,
+    /// CREATE TRIGGER's own: stops writers.
+    ShareRowExclusive,
+    /// Stops everybody.
+    AccessExclusive,
+}
+
+impl Mode {
+    fn number(self) -> i32 {
+        let mode = match self {
+            Mode::AccessShare => pg_sys::AccessShareLock,
+            Mode::ShareUpdateExclusive => pg_sys::ShareUpdateExclusiveLock,
+            Mode::ShareRowExclusive => pg_sys::ShareRowExclusiveLock,
+            Mode::AccessExclusive => pg_sys::AccessExclusiveLock,
+        };
+        i32::try_from(mode).expect("a small number")
+    }
+}
+
+/// One lock that a step needs on a relation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// The relation.
+    pub relation: u32,
+    /// How strongly.
+    pub mode: Mode,
+}
+
+/// Takes a relation lock, waiting as long as the settings in force allow.
+pub fn relation(wanted: Wanted) {
+    // SAFETY: LockRelationOid takes any oid; a dropped relation is noticed by its later use.
+    unsafe { pg_sys::LockRelationOid(pg_sys::Oid::from(wanted.relation), wanted.mode.number()) }
+}
+
+/// How long one attempt may make others wait, from the first lock asked for to the last granted.
+pub const DEADLINE: Duration = Duration::from_millis(50);
+/// Savepoint attempts in one transaction.
+pub const ATTEMPTS: u32 = 50;
+
+/// A session that stands in the way of a lock.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Blocker {
+    /// Process id; 0 for a prepared transaction.
+    pub pid: i32,
+    /// What it is, for people.
+    pub what: String,
+    /// Since when its transaction runs, in whole seconds.
+    pub seconds: f64,
+}
+
+/// Takes all locks in order and runs `work` under them, within a series of short attempts.
+///
+/// Each attempt is a subtransaction with ONE deadline from the first lock asked for to the last granted
+/// (`lock_timeout` alone counts each lock anew, so that five tables could make a reader wait five times as
+/// long). Before each, whoever holds a conflicting lock for longer than the deadline is looked for, so that
+/// we do not even queue behind a transaction that will not be over in time. Between attempts `between` runs
+/// (it drains the key log). An attempt whose `work` fails with 55P03 counts as an attempt; any other failure ends the series.
+pub fn series<T>(
+    what: &str,
+    attempts: u32,
+    wanted: impl Fn() -> Result<Vec<Wanted>, Failure>,
+    mut between: impl FnMut() -> Result<(), Failure>,
+    mut work: impl FnMut() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut last = Failure::new(code::LOCK_NOT_AVAILABLE, format!("{what}: no attempt was made"));
+    for number in 0..attempts {
+        if number > 0 {
+            pause(backoff(number));
+        }
+        between()?;
+        let wanted = wanted()?;
+        if let Some(blocker) = blockers(&wanted)?.into_iter().next() {
+            last = held_up(what, &blocker);
+            continue;
+        }
+        let outcome = attempt(|| {
+            let deadline = Instant::now() + DEADLINE;
+            for lock in &wanted {
+                let left = deadline.saturating_duration_since(Instant::now()).as_millis();
+                if left == 0 {
+                    return Err(Failure::new(code::LOCK_NOT_AVAILABLE, "the deadline of the attempt has passed"));
+                }
+                role::with_settings(&[("lock_timeout", &left.to_string())], || relation(*lock));
+            }
+            work()
+        });
+        match outcome {
+            Ok(done) => return Ok(done),
+            Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => {
+                let blocker = blockers(&wanted)?.into_iter().next();
+                last = blocker.map_or_else(|| gave_up(what), |blocker| held_up(what, &blocker));
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    Err(last)
+}
+
+fn gave_up(what: &str) -> Failure {
+    Failure::new(code::LOCK_NOT_AVAILABLE, format!("{what}: the table is too busy for a lock within {} ms", DEADLINE.as_millis()))
+        .detail("Nothing was changed, and no session waited longer than one attempt.")
+        .hint("Call it again; at a quieter moment it needs fewer attempts.")
+}
+
+fn held_up(what: &str, blocker: &Blocker) -> Failure {
+    Failure::new(code::LOCK_NOT_AVAILABLE, format!("{what}: {} holds the table since {:.0} s", blocker.what, blocker.seconds))
+        .detail("Nothing was changed, and no session waited longer than one attempt.")
+        .hint(if blocker.pid > 0 {
+            format!("Call it again when that transaction is over, or end it: select pg_terminate_backend({});", blocker.pid)
+        } else {
+            "Commit or roll back that prepared transaction, then call it again.".to_owned()
+        })
+}
+
+/// Who holds a lock that conflicts with one of the wanted, in a transaction older than the deadline.
+/// Autovacuum is left out: it gives way to a waiter.
+pub fn blockers(wanted: &[Wanted]) -> Result<Vec<Blocker>, Failure> {
+    let strong: Vec<i64> = wanted.iter().filter(|w| w.mode == Mode::AccessExclusive).map(|w| i64::from(w.relation)).collect();
+    let writers: Vec<i64> = wanted.iter().filter(|w| w.mode == Mode::ShareRowExclusive).map(|w| i64::from(w.relation)).collect();
+    spi::fetch(
+        "select coalesce(l.pid, 0) as pid, \
+           case when l.pid is null then 'a prepared transaction' \
+                else pg_catalog.format('session %s (%s, %s)', l.pid, coalesce(nullif(a.application_name, ''), a.usename), a.state) end as what, \
+           coalesce(extract(epoch from pg_catalog.clock_timestamp() - a.xact_start), 0)::pg_catalog.float8 as seconds \
+         from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid \
+         where l.locktype = 'relation' and l.granted and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) \
+           and (l.pid is null or (l.pid <> pg_catalog.pg_backend_pid() and a.backend_type <> 'autovacuum worker' \
+                and a.xact_start < pg_catalog.clock_timestamp() - interval '50 ms' \
+                and (a.state like 'idle in transaction%' or a.xact_start < pg_catalog.clock_timestamp() - interval '1 s'))) \
+           and (l.relation::pg_catalog.int8 = any ($1) \
+                or (l.relation::pg_catalog.int8 = any ($2) and l.mode not in ('AccessShareLock', 'RowShareLock'))) \
+         order by a.xact_start nulls first limit 5",
+        &[strong.into(), writers.into()],
+    )
+}
+
+fn backoff(number: u32) -> Duration {
+    // Doubling to a ceiling, with jitter, so that we never beat in time with a periodic load.
+    let ceiling = 20u64.saturating_mul(1 << number.min(5));
+    // SAFETY: a time stamp without side effects.
+    let noise = unsafe { pg_sys::GetCurrentTimestamp() }.unsigned_abs() / 7 % ceiling;
+    Duration::from_millis(ceiling / 2 + noise / 2)
+}
+
+/// Sleeps, and still answers Ctrl-C.
+pub fn pause(time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        pgrx::check_for_interrupts!();
+        std::thread::sleep(Duration::from_millis(5).min(end.saturating_duration_since(Instant::now())));
+    }
+}

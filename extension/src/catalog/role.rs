@@ -1,0 +1,117 @@
+//! Whose rights a statement runs with, and under which settings.
+//!
+//! The engine itself runs as the extension's owner with `search_path` pinned. Everything that reads or
+//! writes a user's rows, or evaluates a user's expression, runs as the table's owner inside a
+//! security-restricted operation: a superuser who drives a change must never run the owner's functions
+//! as superuser.
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use std::ffi::CString;
+
+/// The settings that are in force while a scope lives; its end restores what was before.
+struct Scope {
+    user: pg_sys::Oid,
+    context: i32,
+    nest: i32,
+}
+
+impl Scope {
+    fn enter(user: pg_sys::Oid, flags: u32, settings: &[(&str, &str)]) -> Self {
+        // SAFETY: the sequence of index_build() in PostgreSQL's catalog/index.c: save, open a GUC level,
+        // switch. An ERROR unwinds past us, and (sub)transaction abort restores both itself (xact.c).
+        unsafe {
+            let mut previous = pg_sys::InvalidOid;
+            let mut context = 0;
+            pg_sys::GetUserIdAndSecContext(&mut previous, &mut context);
+            let nest = pg_sys::NewGUCNestLevel();
+            for (name, value) in settings {
+                set(name, value);
+            }
+            let flags = i32::try_from(flags).expect("the flags are two small bits");
+            pg_sys::SetUserIdAndSecContext(user, context | flags);
+            Self { user: previous, context, nest }
+        }
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return; // abort restores user and settings
+        }
+        // SAFETY: see enter().
+        unsafe {
+            pg_sys::AtEOXact_GUC(false, self.nest);
+            pg_sys::SetUserIdAndSecContext(self.user, self.context);
+        }
+    }
+}
+
+/// Sets a configuration parameter for the current GUC level.
+unsafe fn set(name: &str, value: &str) {
+    let name = CString::new(name).expect("setting names have no NUL");
+    let value = CString::new(value).expect("setting values have no NUL");
+    // SAFETY: both strings live over the call; GUC_ACTION_SAVE is undone by AtEOXact_GUC.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
+const PINNED: (&str, &str) = ("search_path", "pg_catalog, pg_temp");
+
+/// The role that calls us: what rights are checked against.
+pub fn caller() -> pg_sys::Oid {
+    // SAFETY: reads a backend-local variable.
+    unsafe { pg_sys::GetUserId() }
+}
+
+/// Runs `work` as the extension's owner with a pinned search_path: how every function of `api` begins.
+pub fn as_extension<T>(work: impl FnOnce() -> T) -> T {
+    let scope = Scope::enter(extension_owner(), pg_sys::SECURITY_LOCAL_USERID_CHANGE, &[PINNED, ("row_security", "off")]);
+    let result = work();
+    drop(scope);
+    result
+}
+
+/// Runs `work` as `owner`, security-restricted, row security off, under `settings` (a search_path among
+/// them replaces the pinned one).
+pub fn as_owner<T>(owner: pg_sys::Oid, settings: &[(String, String)], work: impl FnOnce() -> T) -> T {
+    let mut all = vec![PINNED, ("row_security", "off")];
+    all.extend(settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    let flags = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
+    let scope = Scope::enter(owner, flags, &all);
+    let result = work();
+    drop(scope);
+    result
+}
+
+/// Runs `work` with extra settings and the same user (planner switches, lock_timeout).
+pub fn with_settings<T>(settings: &[(&str, &str)], work: impl FnOnce() -> T) -> T {
+    let scope = Scope::enter(caller(), 0, settings);
+    let result = work();
+    drop(scope);
+    result
+}
+
+/// The role that installed the extension and owns its objects.
+fn extension_owner() -> pg_sys::Oid {
+    Spi::connect(|client| {
+        client
+            .select("select extowner from pg_catalog.pg_extension where extname operator(pg_catalog.=) 'migrator'", None, &[])?
+            .first()
+            .get_one::<pg_sys::Oid>()
+    })
+    .ok()
+    .flatten()
+    .expect("a function of the extension runs only while the extension exists")
+}

@@ -1,0 +1,61 @@
+//! SQL from inside the server: one statement a call, a new snapshot each, rows as typed structures.
+
+use migrator_core::failure::{Failure, code};
+use pgrx::datum::DatumWithOid;
+use pgrx::prelude::*;
+use serde::de::DeserializeOwned;
+
+fn failed(sql: &str, error: &pgrx::spi::Error) -> Failure {
+    Failure::new(code::INTERNAL, format!("a statement of migrator failed: {error}")).detail(format!("The statement was: {sql}"))
+}
+
+/// Runs one statement and returns the number of rows it processed. A PostgreSQL error unwinds as such.
+pub fn execute(sql: &str, args: &[DatumWithOid<'_>]) -> Result<u64, Failure> {
+    Spi::connect_mut(|client| client.update(sql, None, args).map(|table| table.len() as u64))
+        .map_err(|error| failed(sql, &error))
+}
+
+/// Runs a query (or DML … RETURNING inside WITH) and returns its rows as structures, matched by column name.
+/// Not read-only: it sees what this transaction did, under a snapshot of its own.
+pub fn fetch<T: DeserializeOwned>(sql: &str, args: &[DatumWithOid<'_>]) -> Result<Vec<T>, Failure> {
+    let rows: Vec<pgrx::JsonB> = Spi::connect_mut(|client| {
+        client.update(&wrapped(sql), None, args)?.map(|row| Ok(row.get::<pgrx::JsonB>(1)?.expect("to_jsonb of a row is not null"))).collect::<Result<Vec<_>, pgrx::spi::Error>>()
+    })
+    .map_err(|error| failed(sql, &error))?;
+    decode(sql, rows)
+}
+
+/// The same for callers that must not write (a standby, a STABLE function).
+pub fn fetch_read_only<T: DeserializeOwned>(sql: &str, args: &[DatumWithOid<'_>]) -> Result<Vec<T>, Failure> {
+    let rows: Vec<pgrx::JsonB> = Spi::connect(|client| {
+        client.select(&wrapped(sql), None, args)?.map(|row| Ok(row.get::<pgrx::JsonB>(1)?.expect("to_jsonb of a row is not null"))).collect::<Result<Vec<_>, pgrx::spi::Error>>()
+    })
+    .map_err(|error| failed(sql, &error))?;
+    decode(sql, rows)
+}
+
+/// The one row of a query.
+pub fn fetch_one<T: DeserializeOwned>(sql: &str, args: &[DatumWithOid<'_>]) -> Result<T, Failure> {
+    fetch_optional(sql, args)?.ok_or_else(|| Failure::new(code::INTERNAL, "a query of migrator found no row").detail(sql))
+}
+
+/// The first row of a query, if there is one.
+pub fn fetch_optional<T: DeserializeOwned>(sql: &str, args: &[DatumWithOid<'_>]) -> Result<Option<T>, Failure> {
+    Ok(fetch(sql, args)?.into_iter().next())
+}
+
+fn wrapped(sql: &str) -> String {
+    let with_dml = sql.trim_start().to_ascii_lowercase().starts_with("with");
+    // A data-modifying WITH is only allowed at the top level, so such a query selects its jsonb itself.
+    if with_dml { sql.to_owned() } else { format!("select pg_catalog.to_jsonb(q) from ({sql}) q") }
+}
+
+fn decode<T: DeserializeOwned>(sql: &str, rows: Vec<pgrx::JsonB>) -> Result<Vec<T>, Failure> {
+    rows.into_iter()
+        .map(|row| {
+            serde_json::from_value(row.0).map_err(|error| {
+                Failure::new(code::INTERNAL, format!("a row of migrator's catalog could not be read: {error}")).detail(sql)
+            })
+        })
+        .collect()
+}

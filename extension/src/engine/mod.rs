@@ -1,0 +1,1 @@
+//! The steps of a change. Decides with `migrator-core`, acts through `catalog`.

@@ -1,0 +1,34 @@
+//! The extension: a map of its parts.
+//!
+//! Data flows one way: `api` (every SQL function, thin) → `engine` (the steps of a change) →
+//! `catalog` (the only place with SPI, locks and roles). `capture` is what runs inside the
+//! application's statements. Rules that need no server live in `migrator-core`.
+
+use pgrx::prelude::*;
+
+mod api;
+mod capture;
+mod catalog;
+mod crash;
+mod engine;
+mod raise;
+
+::pgrx::pg_module_magic!(name, version);
+
+extension_sql_file!("../../sql/tables.sql", name = "tables", bootstrap);
+extension_sql_file!("../../sql/comments.sql", name = "comments", finalize);
+
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    crash::define_setting();
+}
+
+/// What `cargo pgrx test` needs of the crate's root.
+#[cfg(test)]
+pub mod pg_test {
+    pub fn setup(_options: Vec<&str>) {}
+    #[must_use]
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec![]
+    }
+}
