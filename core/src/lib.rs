@@ -4,7 +4,11 @@
 //! This crate never does I/O and never imports pgrx, so that plain `cargo test` covers every rule.
 //! Both the extension and the agent use it: a rule stands once.
 
+pub mod batch;
 pub mod failure;
 pub mod ident;
+pub mod load;
 pub mod plan;
+pub mod sql;
+pub mod sqlstate;
 pub mod state;

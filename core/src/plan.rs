@@ -95,6 +95,13 @@ pub struct KeyColumn {
     pub new_type: String,
     /// Whether old and new values sort alike, so that a range of one is a range of the other.
     pub same_order: bool,
+    /// Schema of the type's btree operators (`pg_catalog`, or where citext and the like live).
+    #[serde(default = "pg_catalog")]
+    pub operators: Ident,
+}
+
+fn pg_catalog() -> Ident {
+    Ident::new("pg_catalog")
 }
 
 /// One index or constraint to be made on the shadow once its rows are there.

@@ -1,2 +1,7 @@
-//! Every SQL function, one file per noun, thin.
-use pgrx::prelude::*;
+//! Every SQL function, one file per noun, thin: check the arguments, call the engine, convert.
+
+pub mod arguments;
+mod change;
+mod copy;
+mod swap;
+mod watch;

@@ -1,1 +1,18 @@
 //! The steps of a change. Decides with `migrator-core`, acts through `catalog`.
+
+pub mod advance;
+pub mod bad_row;
+pub mod build;
+pub mod carry;
+pub mod change;
+pub mod copy;
+pub mod guard;
+pub mod load;
+pub mod recheck;
+pub mod reconcile;
+pub mod settle;
+pub mod shape;
+pub mod snapshot;
+pub mod swap;
+pub mod sync;
+pub mod verify;

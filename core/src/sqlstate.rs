@@ -1,0 +1,26 @@
+//! What a SQLSTATE means for the one who got it. Decisions are made by code, never by text.
+
+/// Whether the failure belongs to one row (a value that does not fit, a violated constraint, a function's own
+/// complaint), so that the row can be set aside and the rest go on.
+pub fn belongs_to_row(code: &str) -> bool {
+    matches!(code.get(..2), Some("22" | "23" | "P0" | "21" | "2F" | "38" | "39"))
+}
+
+/// Whether the failure may come from another row that is not reconciled yet: unique and exclusion constraints.
+pub fn may_be_order(code: &str) -> bool {
+    matches!(code, "23505" | "23P01")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programming_errors_never_belong_to_a_row() {
+        assert!(belongs_to_row("22003") && belongs_to_row("23514") && belongs_to_row("P0001"));
+        for code in ["42P01", "42501", "XX000", "57014", "40001", "53100", "55P03", ""] {
+            assert!(!belongs_to_row(code), "{code}");
+        }
+        assert!(may_be_order("23505") && !may_be_order("23502"));
+    }
+}

@@ -1,0 +1,89 @@
+//! A change as a whole: capture on, advance, pause, end.
+
+use crate::api::arguments::RegClass;
+use crate::engine::{advance, guard, settle, sync};
+use crate::raise::OrRaise;
+use pgrx::prelude::*;
+
+/// Switches capture on for a created change.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+fn start_sync(relation: default!(Option<RegClass>, "NULL"), change: default!(Option<i64>, "NULL")) -> String {
+    guard::enter(oid(relation), change, |change| sync::start(change).map(|state| state.to_string())).or_raise()
+}
+
+/// Does one bounded step of whatever is next for a change.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+#[allow(clippy::type_complexity)]
+fn advance(
+    change: i64,
+) -> TableIterator<
+    'static,
+    (
+        name!(state, String),
+        name!(step, String),
+        name!(rows, i64),
+        name!(done, bool),
+        name!(wait_ms, i32),
+        name!(reason, Option<String>),
+        name!(statement, Option<String>),
+    ),
+> {
+    let done = guard::enter(None, Some(change), advance::advance).or_raise();
+    let state = done.state.map_or_else(String::new, |state| state.to_string());
+    TableIterator::once((state, done.step.to_owned(), done.rows, done.done, done.wait_ms, done.reason, done.statement))
+}
+
+/// Stops all work on a change except capture.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+fn pause(relation: default!(Option<RegClass>, "NULL"), change: default!(Option<i64>, "NULL")) -> String {
+    guard::enter(oid(relation), change, |change| settle::pause(&change).map(|()| "paused".to_owned())).or_raise()
+}
+
+/// Lets a paused or blocked change go on.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+fn resume(relation: default!(Option<RegClass>, "NULL"), change: default!(Option<i64>, "NULL")) -> String {
+    guard::enter(oid(relation), change, |change| settle::resume(&change).map(|()| change.state.to_string())).or_raise()
+}
+
+/// Keeps a change from being swapped before a time.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+fn postpone(
+    relation: default!(Option<RegClass>, "NULL"),
+    change: default!(Option<i64>, "NULL"),
+    until: default!(Option<TimestampWithTimeZone>, "NULL"),
+) -> String {
+    guard::enter(oid(relation), change, |change| {
+        settle::postpone(&change, until).map(|()| change.state.to_string())
+    })
+    .or_raise()
+}
+
+/// Validates the foreign keys that a swap added NOT VALID.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+fn validate(relation: default!(Option<RegClass>, "NULL"), change: default!(Option<i64>, "NULL")) -> i64 {
+    guard::enter(oid(relation), change, |change| settle::validate(&change)).or_raise()
+}
+
+/// Ends a swapped change: the backup is dropped.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+fn finish(
+    relation: default!(Option<RegClass>, "NULL"),
+    change: default!(Option<i64>, "NULL"),
+    dry_run: default!(bool, "false"),
+) -> String {
+    guard::enter(oid(relation), change, |change| settle::finish(change, dry_run).map(|state| state.to_string())).or_raise()
+}
+
+/// Gives a change up before its swap: the shadow is dropped.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+fn cancel(
+    relation: default!(Option<RegClass>, "NULL"),
+    change: default!(Option<i64>, "NULL"),
+    dry_run: default!(bool, "false"),
+) -> String {
+    guard::enter(oid(relation), change, |change| settle::cancel(change, dry_run).map(|state| state.to_string())).or_raise()
+}
+
+pub(super) fn oid(relation: Option<RegClass>) -> Option<u32> {
+    relation.map(|relation| relation.0)
+}

@@ -1,0 +1,83 @@
+//! Copying by hand, and verifying.
+
+use crate::api::arguments::RegClass;
+use crate::api::change::oid;
+use crate::catalog::lock::{self, Hold};
+use crate::catalog::spi;
+use crate::engine::change::Change;
+use crate::engine::{copy, guard, load, recheck};
+use crate::raise::OrRaise;
+use migrator_core::failure::Failure;
+use migrator_core::load::Verdict;
+use pgrx::prelude::*;
+use serde::Deserialize;
+
+/// Copies one bounded batch.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+#[allow(clippy::type_complexity)]
+fn copy_batch(
+    relation: default!(Option<RegClass>, "NULL"),
+    change: default!(Option<i64>, "NULL"),
+) -> TableIterator<
+    'static,
+    (
+        name!(rows, i64),
+        name!(blocks_done, i64),
+        name!(blocks_total, i64),
+        name!(done, bool),
+        name!(wait_ms, i32),
+        name!(reason, Option<String>),
+    ),
+> {
+    TableIterator::once(guard::enter(oid(relation), change, one_batch).or_raise())
+}
+
+type Batch = (i64, i64, i64, bool, i32, Option<String>);
+
+fn one_batch(change: Change) -> Result<Batch, Failure> {
+    let verdict = load::verdict()?;
+    if let Verdict::Hold(reason) = verdict {
+        let (done, total) = blocks(&change)?;
+        return Ok((0, done, total, false, 1000, Some(reason)));
+    }
+    let copied = copy::copy_batch(change.clone())?;
+    let (done, total) = blocks(&change)?;
+    let (rows, over) = match copied {
+        copy::Copied::Rows(rows) => (rows, done >= total),
+        copy::Copied::Done => (0, true),
+        copy::Copied::Busy | copy::Copied::Void => (0, false),
+    };
+    let (wait_ms, reason) = match verdict {
+        Verdict::Slow(factor, reason) => (factor * 150, Some(reason)),
+        Verdict::Go | Verdict::Hold(_) => (0, None),
+    };
+    Ok((rows, done, total, over, wait_ms, reason))
+}
+
+fn blocks(change: &Change) -> Result<(i64, i64), Failure> {
+    #[derive(Deserialize)]
+    struct Blocks {
+        done: i64,
+        total: i64,
+    }
+    let blocks: Blocks = spi::fetch_one(
+        "select c.blocks_total - coalesce((select sum(k.block_until - k.block_from) from migrator.chunk k where k.change = c.id and k.step = 'copy'), 0)::bigint as done, \
+         c.blocks_total as total from migrator.change c where c.id = $1",
+        &[change.id.into()],
+    )?;
+    Ok((blocks.done, blocks.total))
+}
+
+/// Compares live and shadow from the first row to the last.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+fn verify(
+    relation: default!(Option<RegClass>, "NULL"),
+    change: default!(Option<i64>, "NULL"),
+) -> TableIterator<'static, (name!(compared, i64), name!(mismatched, i64), name!(rounds, i32))> {
+    let found = guard::enter(oid(relation), change, |change| {
+        lock::change(change.id, Hold::Alone);
+        recheck::whole(change.again()?)
+    })
+    .or_raise();
+    TableIterator::once(found)
+}

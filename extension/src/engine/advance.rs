@@ -1,0 +1,300 @@
+//! One bounded step of whatever is next. Whoever drives a change (psql, the agent, several at once) calls only this.
+//!
+//! Copy batches, index builds and verify batches hold the change `Shared` and run side by side; every
+//! transition and every reconcile holds it `Alone`. Both are tried, never waited for: a caller whose turn it is
+//! not is told how long to sleep.
+
+use crate::catalog::lock::{self, Hold};
+use crate::capture::log;
+use crate::catalog::spi;
+use crate::engine::change::Change;
+use crate::engine::{bad_row, build, copy, guard, load, reconcile, settle, swap, sync, verify};
+use migrator_core::failure::{Failure, code};
+use migrator_core::load::Verdict;
+use migrator_core::state::State;
+use serde::Deserialize;
+use serde_json::json;
+
+/// What one call did and what its caller does next.
+#[derive(Debug, Clone, Default)]
+pub struct Advanced {
+    /// The state after it.
+    pub state: Option<State>,
+    /// What was done, one word.
+    pub step: &'static str,
+    /// Rows it touched.
+    pub rows: i64,
+    /// Nothing more to do before somebody decides.
+    pub done: bool,
+    /// Milliseconds to sleep before the next call.
+    pub wait_ms: i32,
+    /// Why it waits.
+    pub reason: Option<String>,
+    /// SQL to run outside a transaction before the next call.
+    pub statement: Option<String>,
+}
+
+/// Log rows below which catching up has caught up.
+const NEARLY: i64 = 500;
+/// Rounds of verify and mending before a person is asked.
+const ROUNDS: i32 = 5;
+/// Log size beyond which verify gives way to catching up.
+const LOG_BYTES: i64 = 4 << 20;
+/// How long an idle or waiting caller sleeps.
+const TURN_MS: i32 = 20;
+const IDLE_MS: i32 = 250;
+const HOLD_MS: i32 = 1000;
+
+fn step(change: &Change, step: &'static str, rows: i64) -> Result<Advanced, Failure> {
+    Ok(Advanced { state: Some(change.state), step, rows, ..Advanced::default() })
+}
+
+fn wait(change: &Change, wait_ms: i32, reason: impl Into<String>) -> Result<Advanced, Failure> {
+    Ok(Advanced { state: Some(change.state), step: "wait", wait_ms, reason: Some(reason.into()), ..Advanced::default() })
+}
+
+fn turn(change: &Change) -> Result<Advanced, Failure> {
+    wait(change, TURN_MS, "another worker's turn")
+}
+
+/// Does the next step of a change.
+pub fn advance(change: Change) -> Result<Advanced, Failure> {
+    guard::fresh_snapshots("migrator.advance")?;
+    if !change.state.is_open() {
+        return Ok(Advanced { done: true, ..step(&change, "idle", 0)? });
+    }
+    // Keeping in step goes on whatever the load: a log that grows helps nobody.
+    let in_step = matches!(change.state, State::Ready | State::Swapped);
+    if change.paused {
+        return wait(&change, HOLD_MS, "paused");
+    }
+    if change.blocked.is_some() {
+        guard::may_go_on(&change)?;
+    }
+    let mut slow = None;
+    if !in_step {
+        match load::verdict()? {
+            Verdict::Go => {}
+            Verdict::Slow(factor, reason) => slow = Some((factor, reason)),
+            Verdict::Hold(reason) => {
+                load::note(&change, Some(&reason))?;
+                return wait(&change, HOLD_MS, reason);
+            }
+        }
+        load::note(&change, slow.as_ref().map(|(_, reason)| reason.as_str()))?;
+    }
+    let mut done = match change.state {
+        State::Created => {
+            let state = sync::start(change.clone())?;
+            Ok(Advanced { state: Some(state), step: "sync", ..Advanced::default() })
+        }
+        State::Syncing => alone(&change, |change| {
+            sync::lay_out(change)?;
+            step(change, "layout", 0)
+        }),
+        State::Copying => copying(&change),
+        State::Indexing => indexing(&change),
+        State::CatchingUp => alone(&change, catching_up),
+        State::Verifying => verifying(&change),
+        State::Ready => ready(&change),
+        State::Swapped => swapped(&change),
+        State::Finished | State::Cancelled => step(&change, "idle", 0),
+    }?;
+    if let Some((factor, reason)) = slow {
+        // A quarter of the work: the batch is as long as before, the pause after it three times as long.
+        done.wait_ms = done.wait_ms.max((factor - 1) * 150);
+        done.reason.get_or_insert(reason);
+    }
+    Ok(done)
+}
+
+/// Runs `work` on the change as it is once we hold it alone, or says that it is not our turn.
+fn alone(
+    change: &Change,
+    work: impl FnOnce(&mut Change) -> Result<Advanced, Failure>,
+) -> Result<Advanced, Failure> {
+    if !lock::try_change(change.id, Hold::Alone) {
+        return turn(change);
+    }
+    let mut now = change.again()?;
+    if now.state != change.state {
+        return step(&now, "wait", 0);
+    }
+    work(&mut now)
+}
+
+/// The same for work that runs side by side.
+fn shared(
+    change: &Change,
+    work: impl FnOnce(&mut Change) -> Result<Advanced, Failure>,
+) -> Result<Advanced, Failure> {
+    if !lock::try_change(change.id, Hold::Shared) {
+        return turn(change);
+    }
+    let mut now = change.again()?;
+    if now.state != change.state || now.paused || now.blocked.is_some() {
+        return step(&now, "wait", 0);
+    }
+    work(&mut now)
+}
+
+fn copying(change: &Change) -> Result<Advanced, Failure> {
+    if change.filenode.is_none() {
+        return alone(change, |change| {
+            sync::start_over(change, "the live table was rewritten")?;
+            step(change, "layout", 0)
+        });
+    }
+    if copy::all_done(change)? {
+        return alone(change, |change| {
+            if change.filenode.is_none() || !copy::all_done(change)? {
+                return step(change, "wait", 0);
+            }
+            sync::check_ground(change)?;
+            let taken = reconcile::first(change)?;
+            spi::execute(
+                "update migrator.change set rows_copied = (select coalesce(sum(rows), 0) from migrator.chunk where change = $1 and step = 'copy') where id = $1",
+                &[change.id.into()],
+            )?;
+            change.set_state(State::Indexing)?;
+            step(change, "reconcile", taken.inserted)
+        });
+    }
+    shared(change, |change| match copy::batch(change)? {
+        copy::Copied::Rows(rows) => step(change, "copy", rows),
+        copy::Copied::Busy => turn(change),
+        copy::Copied::Done => step(change, "copy", 0),
+        copy::Copied::Void => {
+            copy::mark_void(change)?;
+            step(change, "copy", 0)
+        }
+    })
+}
+
+fn indexing(change: &Change) -> Result<Advanced, Failure> {
+    if build::left(change)? == 0 {
+        return alone(change, |change| {
+            build::attach(change)?;
+            change.set_state(State::CatchingUp)?;
+            let mut done = step(change, "attach", 0)?;
+            done.statement = Some(build::vacuum(change)?);
+            Ok(done)
+        });
+    }
+    shared(change, |change| match build::one(change)? {
+        build::Built::One(_) => step(change, "build", 0),
+        build::Built::Busy => turn(change),
+        build::Built::Done => step(change, "build", 0),
+    })
+}
+
+fn catching_up(change: &mut Change) -> Result<Advanced, Failure> {
+    sync::check_ground(change)?;
+    let taken = reconcile::batch(change)?;
+    if taken.taken <= NEARLY && reconcile::backlog(change)? <= NEARLY {
+        verify::lay_out(change)?;
+        change.set_state(State::Verifying)?;
+    }
+    reconcile::rotate(change)?;
+    step(change, "catch_up", taken.inserted)
+}
+
+fn verifying(change: &Change) -> Result<Advanced, Failure> {
+    if log::bytes(change.id, change.direction())? > LOG_BYTES && lock::try_change(change.id, Hold::Alone) {
+        let now = change.again()?;
+        if now.state == State::Verifying {
+            sync::check_ground(&now)?;
+            let taken = reconcile::batch(&now)?;
+            reconcile::rotate(&now)?;
+            if taken.taken > 0 {
+                return step(&now, "catch_up", taken.inserted);
+            }
+        }
+    }
+    let done = shared(change, |change| match verify::batch(change)? {
+        verify::Verified::Rows(rows, _) => step(change, "verify", rows),
+        verify::Verified::Busy => turn(change),
+        verify::Verified::Done => Ok(Advanced { done: true, ..step(change, "verify", 0)? }),
+    })?;
+    if !done.done {
+        return Ok(done);
+    }
+    // Our own shared hold does not keep us from holding it alone; another worker's does.
+    alone(change, |change| {
+        let (rows, mismatched) = verify::total(change)?;
+        if mismatched == 0 {
+            change.set_state(State::Ready)?;
+            return step(change, "ready", rows);
+        }
+        if change.verify_rounds + 1 >= ROUNDS {
+            change.block(
+                &format!("{mismatched} row(s) still differ after {ROUNDS} rounds of mending"),
+                "Look at migrator.log(…) for their keys. An expression that is not a function of its row alone, or writes to the shadow, would do that.",
+            )?;
+            return step(change, "verify", rows);
+        }
+        spi::execute("update migrator.change set verify_rounds = verify_rounds + 1 where id = $1", &[change.id.into()])?;
+        change.set_state(State::CatchingUp)?;
+        step(change, "verify", rows)
+    })
+}
+
+fn ready(change: &Change) -> Result<Advanced, Failure> {
+    if change.on_ready == "swap" && !change.postponed && !guard::in_transaction_block() {
+        let wants = swap::Wants { in_transaction: false, dry_run: false };
+        return match swap::exchange(vec![change.clone()], swap::Way::Swap, wants) {
+            Ok(_) => {
+                let now = change.again()?;
+                step(&now, "swap", 0)
+            }
+            Err(failure) if matches!(failure.code.as_ref(), code::LOCK_NOT_AVAILABLE | code::IN_USE) => {
+                load::note(change, Some(&failure.message))?;
+                wait(change, HOLD_MS, failure.message)
+            }
+            Err(failure) => Err(failure),
+        };
+    }
+    alone(change, |change| {
+        sync::check_ground(change)?;
+        let taken = reconcile::batch(change)?;
+        reconcile::rotate(change)?;
+        if taken.taken > 0 {
+            return step(change, "catch_up", taken.inserted);
+        }
+        retry_bad_rows(change)?;
+        Ok(Advanced { done: true, wait_ms: IDLE_MS, ..step(change, "idle", 0)? })
+    })
+}
+
+fn swapped(change: &Change) -> Result<Advanced, Failure> {
+    alone(change, |change| {
+        sync::check_ground(change)?;
+        let taken = reconcile::batch(change)?;
+        reconcile::rotate(change)?;
+        if taken.taken > 0 {
+            return step(change, "catch_up", taken.inserted);
+        }
+        if settle::validate_one(change)? {
+            return step(change, "validate", 0);
+        }
+        retry_bad_rows(change)?;
+        Ok(Advanced { done: true, wait_ms: IDLE_MS, ..step(change, "idle", 0)? })
+    })
+}
+
+/// Every half minute: what was in a row's way may be gone without the row itself having been written.
+fn retry_bad_rows(change: &Change) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Due {
+        due: bool,
+    }
+    let due: Due = spi::fetch_one(
+        "select coalesce(max(b.seen_at) < pg_catalog.clock_timestamp() - interval '30 s', false) as due from migrator.bad_row b where b.change = $1 and b.direction = $2",
+        &[change.id.into(), change.direction().as_str().into()],
+    )?;
+    if due.due {
+        let rows = bad_row::retry(change, change.direction())?;
+        change.event("retry", &format!("{rows} row(s) that did not fit are tried again"), json!({}))?;
+    }
+    Ok(())
+}

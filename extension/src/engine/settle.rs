@@ -1,0 +1,181 @@
+//! How a change ends: foreign keys validated and backup dropped, or shadow dropped; and the marks that stop it for a while.
+
+use crate::capture::{log, switch};
+use crate::catalog::lock::{self, Hold, Mode, Wanted};
+use crate::catalog::relation::Relation;
+use crate::catalog::spi;
+use crate::crash;
+use crate::engine::change::Change;
+use crate::engine::{guard, snapshot};
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::Ident;
+use migrator_core::sql::Direction;
+use migrator_core::state::State;
+use pgrx::JsonB;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Unvalidated {
+    table: String,
+    constraint: String,
+}
+
+fn unvalidated(change: &Change) -> Result<Vec<Unvalidated>, Failure> {
+    #[derive(Deserialize)]
+    struct Row {
+        unvalidated: Vec<Unvalidated>,
+    }
+    let row: Row = spi::fetch_one("select unvalidated from migrator.change where id = $1", &[change.id.into()])?;
+    Ok(row.unvalidated)
+}
+
+/// Validates one of the foreign keys that the swap added NOT VALID. False when none is left. VALIDATE takes
+/// SHARE UPDATE EXCLUSIVE on the referencing and ROW SHARE on the referenced table: neither stops a reader or a writer.
+pub fn validate_one(change: &Change) -> Result<bool, Failure> {
+    let mut open = unvalidated(change)?;
+    let Some(next) = open.pop() else { return Ok(false) };
+    // `table` is the quoted, qualified name and `constraint` the quoted name, as carry-over wrote them.
+    spi::execute(&format!("alter table {} validate constraint {}", next.table, next.constraint), &[])?;
+    let left = serde_json::to_value(&open).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
+    spi::execute("update migrator.change set unvalidated = $2 where id = $1", &[change.id.into(), JsonB(left).into()])?;
+    change.event("validate", &format!("foreign key {} of {} validated", next.constraint, next.table), json!({}))?;
+    Ok(true)
+}
+
+/// Validates all of them; how many there were.
+pub fn validate(change: &Change) -> Result<i64, Failure> {
+    lock::change(change.id, Hold::Alone);
+    let mut number = 0;
+    while validate_one(change)? {
+        number += 1;
+    }
+    Ok(number)
+}
+
+/// Ends a swapped change: capture off, the backup dropped. There is no way back after this.
+pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
+    guard::outside_transaction("migrator.finish")?;
+    lock::change(change.id, Hold::Alone);
+    let mut change = change.again()?;
+    if change.state != State::Swapped {
+        let failure = change.not_now(&format!("it is {}, not swapped", change.state));
+        return Err(if change.state.is_open() {
+            failure.hint(format!("Swap it first: {} To give it up instead: {}", swap_call(&change), change.call("cancel")))
+        } else {
+            failure
+        });
+    }
+    if change.paused {
+        guard::may_go_on(&change)?;
+    }
+    if let Some(open) = unvalidated(&change)?.first() {
+        return Err(change
+            .not_now(&format!("foreign key {} of {} is not validated yet", open.constraint, open.table))
+            .hint(format!("The agent does that by itself; by hand: {}", change.call("validate"))));
+    }
+    snapshot::refuse_before_swap(&change)?;
+    if dry_run {
+        return Ok(change.state);
+    }
+    let backup = Relation::find(change.live)?;
+    let front = Relation::get(change.shadow)?;
+    lock::series(
+        &format!("finish of table {} was not done", change.name().plain()),
+        lock::ATTEMPTS,
+        || Ok(vec![Wanted { relation: change.shadow, mode: Mode::AccessExclusive }]),
+        || Ok(()),
+        || switch::switch_off(change.id, &front),
+    )?;
+    if let Some(backup) = backup {
+        spi::execute(&format!("drop table {}", backup.name), &[])?;
+    }
+    clear(&change)?;
+    crash::point("finish");
+    change.set_state(State::Finished)?;
+    Ok(State::Finished)
+}
+
+fn swap_call(change: &Change) -> String {
+    format!("select * from migrator.swap('{}');", change.name().plain())
+}
+
+/// Gives a change up before its swap: capture off, the shadow dropped. The live table was never touched.
+pub fn cancel(change: Change, dry_run: bool) -> Result<State, Failure> {
+    change.check_open()?;
+    if change.capture.is_some() {
+        guard::outside_transaction("migrator.cancel")?;
+    }
+    lock::change(change.id, Hold::Alone);
+    let mut change = change.again()?;
+    if change.state == State::Swapped {
+        return Err(change.not_now("it is swapped").hint(format!(
+            "Take it back first: {} or keep it and drop the backup: {}",
+            change.call("rollback").replace("select ", "select * from "),
+            change.call("finish")
+        )));
+    }
+    change.check_open()?;
+    if dry_run {
+        return Ok(change.state);
+    }
+    if let (Some(_), Some(live)) = (&change.capture, Relation::find(change.live)?) {
+        lock::series(
+            &format!("cancel of change {} of table {} was not done", change.id, change.name().plain()),
+            lock::ATTEMPTS,
+            || Ok(vec![Wanted { relation: change.live, mode: Mode::AccessExclusive }]),
+            || Ok(()),
+            || switch::switch_off(change.id, &live),
+        )?;
+    }
+    if let Some(shadow) = Relation::find(change.shadow)? {
+        spi::execute(&format!("drop table {}", shadow.name), &[])?;
+    }
+    clear(&change)?;
+    crash::point("cancel");
+    change.set_state(State::Cancelled)?;
+    Ok(State::Cancelled)
+}
+
+/// Drops what only this change used. Schemas without CASCADE: what somebody put there is theirs, and named in the error.
+fn clear(change: &Change) -> Result<(), Failure> {
+    log::drop_log(change.id, Direction::Forward)?;
+    log::drop_log(change.id, Direction::Reverse)?;
+    for schema in [change.shadow_schema(), change.backup_schema()] {
+        spi::execute(&format!("drop schema if exists {}", Ident::new(schema)), &[])?;
+    }
+    spi::execute("delete from migrator.chunk where change = $1", &[change.id.into()])?;
+    spi::execute("delete from migrator.bad_row where change = $1", &[change.id.into()])?;
+    spi::execute(
+        "update migrator.change set blocked = null, blocked_hint = null, paused_at = null, waiting = null, backlog = 0 where id = $1",
+        &[change.id.into()],
+    )?;
+    Ok(())
+}
+
+/// Stops all work on a change except capture. What is in hand is finished.
+pub fn pause(change: &Change) -> Result<(), Failure> {
+    change.check_open()?;
+    spi::execute(
+        "update migrator.change set paused_at = coalesce(paused_at, pg_catalog.clock_timestamp()) where id = $1",
+        &[change.id.into()],
+    )?;
+    change.event("paused", "paused", json!({}))
+}
+
+/// Lets a paused or blocked change go on.
+pub fn resume(change: &Change) -> Result<(), Failure> {
+    change.check_open()?;
+    spi::execute(
+        "update migrator.change set paused_at = null, blocked = null, blocked_hint = null, verify_rounds = 0 where id = $1",
+        &[change.id.into()],
+    )?;
+    change.event("resumed", "resumed", json!({}))
+}
+
+/// Keeps a change from being swapped before a time; null lifts that.
+pub fn postpone(change: &Change, until: Option<pgrx::datum::TimestampWithTimeZone>) -> Result<(), Failure> {
+    change.check_open()?;
+    spi::execute("update migrator.change set postponed_until = $2 where id = $1", &[change.id.into(), until.into()])?;
+    change.event("postponed", "swap postponed", json!({}))
+}

@@ -1,0 +1,56 @@
+//! Old snapshots: an exchange of tables is not MVCC-safe, so it waits for those that would notice.
+
+use crate::catalog::spi;
+use crate::engine::change::Change;
+use migrator_core::failure::{Failure, code};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Old {
+    pid: i32,
+    what: String,
+    seconds: f64,
+}
+
+/// Refuses while a snapshot lives that does not see what was last written in bulk to the table that would become live:
+/// its transaction would find rows missing there.
+pub fn refuse_old(change: &Change, verb: &str) -> Result<(), Failure> {
+    let Some(fence) = &change.fence_xid else { return Ok(()) };
+    refuse(
+        fence,
+        &format!("{verb} of table {} waits", change.name().plain()),
+        "It was taken before the last large catch-up, so its transaction would find rows missing. Nothing was changed.",
+    )
+}
+
+/// Refuses while a snapshot lives that was taken before the swap: the trigger that stops its writes must stay.
+pub fn refuse_before_swap(change: &Change) -> Result<(), Failure> {
+    let Some(swap) = &change.swap_xid else { return Ok(()) };
+    refuse(
+        swap,
+        &format!("finish of table {} waits", change.name().plain()),
+        "It was taken before the swap; until it is gone, a trigger keeps its transaction from writing to a table that it does not see. Nothing was changed.",
+    )
+}
+
+fn refuse(xid: &str, what: &str, detail: &str) -> Result<(), Failure> {
+    let old: Option<Old> = spi::fetch_optional(
+        "with bound as (select ((($1::text)::numeric % 4294967296)::text)::xid as xid) \
+         select pg_catalog.to_jsonb(q) from ( \
+           select a.pid, pg_catalog.format('session %s (%s, %s)', a.pid, coalesce(nullif(a.application_name, ''), a.usename), a.state) as what, \
+                  coalesce(extract(epoch from pg_catalog.clock_timestamp() - a.xact_start), 0)::pg_catalog.float8 as seconds \
+           from pg_catalog.pg_stat_activity a, bound \
+           where a.backend_xmin is not null and pg_catalog.age(a.backend_xmin) >= pg_catalog.age(bound.xid) \
+             and a.datname = pg_catalog.current_database() and a.pid <> pg_catalog.pg_backend_pid() \
+             and a.backend_type = 'client backend' and a.pid not in (select p.pid from pg_catalog.pg_stat_progress_vacuum p) \
+             and not exists (select from pg_catalog.pg_locks m where m.pid = a.pid and m.locktype = 'object' and m.classid = 'migrator.change'::pg_catalog.regclass) \
+           order by a.xact_start limit 1) q",
+        &[xid.into()],
+    )?;
+    match old {
+        None => Ok(()),
+        Some(old) => Err(Failure::new(code::IN_USE, format!("{what}: {} has a snapshot that is {:.0} s old", old.what, old.seconds))
+            .detail(detail)
+            .hint(format!("Call it again when that transaction is over, or end it: select pg_terminate_backend({});", old.pid))),
+    }
+}

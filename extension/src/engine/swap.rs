@@ -1,0 +1,310 @@
+//! Swap and rollback: the same exchange of two tables, forwards and backwards.
+//!
+//! Before any strong lock: the change alone, SHARE UPDATE EXCLUSIVE on both tables (it conflicts with no DML,
+//! and asking for it longer than deadlock_timeout makes a plain autovacuum give way), the log drained to almost
+//! nothing, everything that can be made beforehand made. Then attempts, each a subtransaction of at most
+//! 50 ms of waiting: locks, last keys, checks, tables moved, what hangs on them carried over, capture turned round.
+
+use crate::capture::{log, switch};
+use crate::catalog::lock::{self, Hold, Mode, Wanted};
+use crate::catalog::relation::Relation;
+use crate::catalog::{role, spi};
+use crate::crash;
+use crate::engine::carry::{self, Carryover};
+use crate::engine::change::Change;
+use crate::engine::{bad_row, guard, reconcile, snapshot, sync};
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::Ident;
+use migrator_core::sql::Direction;
+use migrator_core::state::State;
+use pgrx::JsonB;
+use serde::Deserialize;
+use serde_json::json;
+
+/// Which exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The shadow becomes live.
+    Swap,
+    /// The backup becomes live again.
+    Rollback,
+}
+
+impl Way {
+    /// The word for messages.
+    pub fn verb(self) -> &'static str {
+        match self {
+            Way::Swap => "swap",
+            Way::Rollback => "rollback",
+        }
+    }
+    fn from_state(self) -> State {
+        match self {
+            Way::Swap => State::Ready,
+            Way::Rollback => State::Swapped,
+        }
+    }
+    /// The direction of rows before the exchange.
+    fn before(self) -> Direction {
+        match self {
+            Way::Swap => Direction::Forward,
+            Way::Rollback => Direction::Reverse,
+        }
+    }
+    fn after(self) -> Direction {
+        match self {
+            Way::Swap => Direction::Reverse,
+            Way::Rollback => Direction::Forward,
+        }
+    }
+}
+
+/// What the caller asked for besides.
+#[derive(Debug, Clone, Copy)]
+pub struct Wants {
+    /// Inside BEGIN, with a lock until COMMIT.
+    pub in_transaction: bool,
+    /// Only the checks.
+    pub dry_run: bool,
+}
+
+/// Log rows that an attempt under the lock may still have to take; with more, it drains again first.
+const NEAR_ZERO: i64 = 200;
+/// Batches of draining before an exchange is given up because writers are faster.
+const DRAIN_BATCHES: u32 = 2000;
+
+/// Exchanges the tables of all given changes in this transaction: all of them, or, failing, none.
+pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Change>, Failure> {
+    if !wants.in_transaction {
+        guard::outside_transaction(&format!("migrator.{}", way.verb())).map_err(|failure| {
+            let hint = format!(
+                "Call it outside BEGIN … COMMIT; or, if the lock may last that long, migrator.{}(…, in_transaction => true).",
+                way.verb()
+            );
+            failure.hint(hint)
+        })?;
+    }
+    guard::fresh_snapshots(&format!("migrator.{}", way.verb()))?;
+    let mut sorted = changes;
+    sorted.sort_by_key(|change| change.live);
+    let mut held = vec![];
+    for change in sorted {
+        lock::change(change.id, Hold::Alone);
+        let change = change.again()?;
+        check(&change, way)?;
+        held.push(change);
+    }
+    if wants.dry_run {
+        return Ok(held);
+    }
+    let names = held.iter().map(|change| change.name().plain()).collect::<Vec<_>>().join(", ");
+    give_way(&held)?;
+    for change in &held {
+        drain(change)?;
+        make_room(change, way)?;
+    }
+    let what = format!("{} of {names} was not done", way.verb());
+    let prepared = std::cell::RefCell::new(Vec::<(Carryover, String)>::new());
+    lock::series(
+        &what,
+        lock::ATTEMPTS,
+        || {
+            let mut wanted: Vec<Wanted> = vec![];
+            for (carryover, _) in prepared.borrow().iter() {
+                for lock in &carryover.locks {
+                    if !wanted.contains(lock) {
+                        wanted.push(*lock);
+                    }
+                }
+            }
+            Ok(wanted)
+        },
+        || {
+            for change in &held {
+                drain(change)?;
+            }
+            prepare_all(&held, way, &mut prepared.borrow_mut())
+        },
+        || {
+            for (change, (carryover, fingerprint)) in held.iter().zip(prepared.borrow().iter()) {
+                one(change, way, carryover, fingerprint)?;
+            }
+            Ok(())
+        },
+    )?;
+    crash::point(way.verb());
+    held.iter().map(Change::again).collect()
+}
+
+/// Refuses, before anything is changed, what cannot be exchanged now.
+fn check(change: &Change, way: Way) -> Result<(), Failure> {
+    guard::may_go_on(change)?;
+    if change.state != way.from_state() {
+        let failure = change.not_now(&format!("it is {}, not {}", change.state, way.from_state()));
+        return Err(match (way, change.state) {
+            (Way::Swap, State::Swapped) => failure.hint(format!("It is swapped already. To take it back: {}", change.call("rollback"))),
+            (Way::Swap, _) => failure.hint(format!(
+                "Bring it there first: call migrator.prepare('{}'); or let the agent do it and wait: select * from migrator.status;",
+                change.name().plain()
+            )),
+            (Way::Rollback, _) => failure.hint("Only a change that was swapped can be rolled back; before that there is migrator.cancel."),
+        });
+    }
+    bad_row::refuse(change, way.before())?;
+    snapshot::refuse_old(change, way.verb())?;
+    sync::check_ground(change)
+}
+
+/// SHARE UPDATE EXCLUSIVE on both tables, waited for longer than deadlock_timeout.
+fn give_way(held: &[Change]) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Time {
+        ms: i64,
+    }
+    let time: Time = spi::fetch_one(
+        "select setting::bigint + 2000 as ms from pg_catalog.pg_settings where name = 'deadlock_timeout'",
+        &[],
+    )?;
+    role::with_settings(&[("lock_timeout", &time.ms.to_string())], || {
+        for change in held {
+            for relation in [change.live, change.shadow] {
+                lock::relation(Wanted { relation, mode: Mode::ShareUpdateExclusive });
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Replays the log until next to nothing is left.
+fn drain(change: &Change) -> Result<(), Failure> {
+    for _ in 0..DRAIN_BATCHES {
+        let taken = reconcile::batch(change)?;
+        if taken.taken == 0 || (taken.taken <= NEAR_ZERO && reconcile::backlog(change)? <= NEAR_ZERO) {
+            return Ok(());
+        }
+    }
+    Err(Failure::new(code::LOCK_NOT_AVAILABLE, format!("table {} is written faster than the key log is replayed", change.name().plain()))
+        .detail(format!("{} keys are waiting. Nothing was changed.", reconcile::backlog(change)?))
+        .hint("Call it again at a quieter moment."))
+}
+
+/// What the exchange needs and nobody sees: the schema for the table that leaves, the log for the way back.
+fn make_room(change: &Change, way: Way) -> Result<(), Failure> {
+    let (_, rear) = change.front_and_rear()?;
+    let home = match way {
+        Way::Swap => change.backup_schema(),
+        Way::Rollback => change.shadow_schema(),
+    };
+    spi::execute(&format!("create schema if not exists {}", Ident::new(home)), &[])?;
+    let key = key(change, way.after());
+    log::drop_log(change.id, way.after())?;
+    log::create_log(change.id, way.after(), &rear, &key)
+}
+
+/// The key columns of the table that is the front in this direction.
+fn key(change: &Change, direction: Direction) -> Vec<Ident> {
+    change
+        .plan
+        .key
+        .iter()
+        .map(|column| if direction == Direction::Forward { column.old.clone() } else { column.new.clone() })
+        .collect()
+}
+
+fn prepare_all(held: &[Change], way: Way, prepared: &mut Vec<(Carryover, String)>) -> Result<(), Failure> {
+    let mut fresh = vec![];
+    for (place, change) in held.iter().enumerate() {
+        let (front, rear) = change.front_and_rear()?;
+        let fingerprint = carry::fingerprint(front.oid)?;
+        if let Some((carryover, known)) = prepared.get(place)
+            && *known == fingerprint
+        {
+            fresh.push((carryover.clone(), fingerprint));
+            continue;
+        }
+        let backup = match way {
+            Way::Swap => change.backup_schema(),
+            Way::Rollback => change.shadow_schema(),
+        };
+        let carryover = carry::gather(&carry::Swap {
+            front: &front,
+            rear: &rear,
+            plan: &change.plan,
+            direction: way.before(),
+            kept: change.kept.as_ref(),
+            front_backup_schema: &backup,
+        })?;
+        run(&carryover.before_lock)?;
+        fresh.push((carryover, fingerprint));
+    }
+    *prepared = fresh;
+    Ok(())
+}
+
+fn run(statements: &[carry::Statement]) -> Result<(), Failure> {
+    for statement in statements {
+        match statement.role {
+            None => spi::execute(&statement.sql, &[])?,
+            Some(role) => role::as_owner(pgrx::pg_sys::Oid::from(role), &[], || spi::execute(&statement.sql, &[]))?,
+        };
+    }
+    Ok(())
+}
+
+/// One exchange, under all locks.
+fn one(change: &Change, way: Way, carryover: &Carryover, fingerprint: &str) -> Result<(), Failure> {
+    let mut change = change.clone();
+    let (front, rear) = change.front_and_rear()?;
+    // Nobody writes any more: what the log holds now is all there will be.
+    if log::bytes(change.id, change.direction())? > 0 && reconcile::backlog(&change)? > NEAR_ZERO * 5 {
+        return Err(Failure::new(code::LOCK_NOT_AVAILABLE, "too many keys came in while the lock was waited for"));
+    }
+    reconcile::rest(&change)?;
+    bad_row::refuse(&change, way.before())?;
+    sync::check_ground(&change)?;
+    if carry::fingerprint(front.oid)? != fingerprint {
+        return Err(Failure::new(code::LOCK_NOT_AVAILABLE, "what hangs on the table changed while the lock was waited for"));
+    }
+    crash::point("swap_locked");
+    switch::switch_off(change.id, &front)?;
+    run(&carryover.before_move)?;
+    let home = Ident::new(change.table_schema.clone());
+    let away = Ident::new(match way {
+        Way::Swap => change.backup_schema(),
+        Way::Rollback => change.shadow_schema(),
+    });
+    spi::execute(&format!("alter table {} set schema {away}", front.name), &[])?;
+    spi::execute(&format!("alter table {} set schema {home}", rear.name), &[])?;
+    run(&carryover.after_move)?;
+    let new_front = Relation::get(rear.oid)?;
+    let swap_xid = current_xid()?;
+    switch::switch_on(change.id, way.after(), &new_front, &key(&change, way.after()), Some(swap_xid))?;
+    let capture = switch::fingerprint(change.id, &new_front)?;
+    let unvalidated: Vec<_> =
+        carryover.unvalidated.iter().map(|(table, constraint)| json!({"table": table, "constraint": constraint})).collect();
+    spi::execute(
+        "update migrator.change set capture = $2, swap_xid = pg_catalog.pg_current_xact_id(), kept = $3, unvalidated = $4, backlog = 0, \
+         fence_xid = null, swapped_at = case when $5 then pg_catalog.clock_timestamp() end, \
+         rolled_back = rolled_back + case when $5 then 0 else 1 end, verify_rounds = 0 where id = $1",
+        &[
+            change.id.into(),
+            capture.into(),
+            JsonB(carryover.kept.clone()).into(),
+            JsonB(unvalidated.into()).into(),
+            (way == Way::Swap).into(),
+        ],
+    )?;
+    change.set_state(match way {
+        Way::Swap => State::Swapped,
+        Way::Rollback => State::CatchingUp,
+    })
+}
+
+fn current_xid() -> Result<u64, Failure> {
+    #[derive(Deserialize)]
+    struct Xid {
+        xid: String,
+    }
+    let xid: Xid = spi::fetch_one("select pg_catalog.pg_current_xact_id()::text as xid", &[])?;
+    xid.xid.parse().map_err(|_| Failure::new(code::INTERNAL, "a transaction id is not a number"))
+}

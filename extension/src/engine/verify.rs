@@ -1,0 +1,242 @@
+//! Comparing live and shadow by the hash of each row's stored image, chunk by chunk.
+//!
+//! A chunk is a range of keys with a cursor; each batch of it is one statement, hence one snapshot over both
+//! tables and the log: a key that the log holds is on its way and not counted, every other difference is.
+//! Keys that differ go back to the log. Batches hold the change `Shared`, so nothing is reconciled meanwhile.
+
+use crate::capture::log;
+use crate::catalog::spi;
+use crate::crash;
+use crate::engine::change::Change;
+use crate::engine::guard;
+use migrator_core::failure::Failure;
+use migrator_core::sql::{self, Direction, KeyRange, Put, Walk};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// What a call did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verified {
+    /// So many rows compared, so many of them put back into the log.
+    Rows(i64, i64),
+    /// Nothing: what is left is in other hands.
+    Busy,
+    /// Nothing: all chunks are done.
+    Done,
+}
+
+#[derive(Deserialize)]
+struct Chunk {
+    number: i32,
+    block_from: Option<u64>,
+    block_until: Option<u64>,
+    key_from: Option<Vec<String>>,
+    key_until: Option<Vec<String>>,
+}
+
+/// Bytes of rows that one batch reads on each side, and the most rows.
+const BATCH_BYTES: i64 = 64 << 20;
+const BATCH_ROWS: i64 = 50_000;
+/// Chunks that a table is cut into, so that several workers find something to do.
+const CHUNKS: i64 = 32;
+
+fn by_range(change: &Change) -> bool {
+    change.plan.key.iter().all(|column| column.same_order)
+}
+
+/// Cuts the keys into chunks, along the histogram that ANALYZE made of the shadow. The caller holds the change `Alone`.
+pub fn lay_out(change: &Change) -> Result<(), Failure> {
+    spi::execute("delete from migrator.chunk where change = $1 and step = 'verify'", &[change.id.into()])?;
+    spi::execute("update migrator.change set rows_verified = 0 where id = $1", &[change.id.into()])?;
+    let bounds = if by_range(change) { histogram(change)? } else { vec![] };
+    let mut from: Option<Vec<String>> = None;
+    let mut number = 0;
+    for until in bounds.into_iter().map(Some).chain([None]) {
+        spi::execute(
+            "insert into migrator.chunk (change, step, number, key_from, key_until) values ($1, 'verify', $2, $3, $4)",
+            &[change.id.into(), number.into(), from.clone().into(), until.clone().into()],
+        )?;
+        from = until;
+        number += 1;
+    }
+    if !by_range(change) {
+        // Old and new keys sort differently, so rows that only the new shape has are looked for by blocks.
+        spi::execute(
+            "insert into migrator.chunk (change, step, number, block_from, block_until) \
+             select $1, 'verify', $2, 0, pg_catalog.pg_relation_size($3::pg_catalog.oid, 'main') / pg_catalog.current_setting('block_size')::bigint",
+            &[change.id.into(), number.into(), pgrx::pg_sys::Oid::from(change.shadow).into()],
+        )?;
+    }
+    Ok(())
+}
+
+fn histogram(change: &Change) -> Result<Vec<Vec<String>>, Failure> {
+    #[derive(Deserialize)]
+    struct Bounds {
+        bounds: Vec<String>,
+    }
+    let Some(key) = change.plan.key.first() else { return Ok(vec![]) };
+    let found: Option<Bounds> = change.as_owner(&[], || {
+        spi::fetch_optional(
+            "select s.histogram_bounds::text::text[] as bounds from pg_catalog.pg_stats s \
+             join pg_catalog.pg_class c on c.relname = s.tablename join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = s.schemaname \
+             where c.oid = $1 and s.attname = $2 and s.histogram_bounds is not null",
+            &[pgrx::pg_sys::Oid::from(change.shadow).into(), key.new.as_str().into()],
+        )
+    })?;
+    let Some(found) = found else { return Ok(vec![]) };
+    let inner = found.bounds.len().saturating_sub(2);
+    let step = (inner / usize::try_from(CHUNKS).unwrap_or(1)).max(1);
+    Ok(found.bounds.into_iter().skip(1).take(inner).step_by(step).map(|bound| vec![bound]).collect())
+}
+
+/// Compares one batch of one chunk that nobody else holds. The caller holds the change `Shared`.
+pub fn batch(change: &Change) -> Result<Verified, Failure> {
+    guard::fresh_snapshots("verify")?;
+    let Some(chunk) = spi::fetch_optional::<Chunk>(
+        "with c as (select number, block_from, block_until, key_from, key_until from migrator.chunk \
+                    where change = $1 and step = 'verify' and done_at is null order by number limit 1 for update skip locked) \
+         select pg_catalog.to_jsonb(c) from c",
+        &[change.id.into()],
+    )?
+    else {
+        return Ok(if left(change)? == 0 { Verified::Done } else { Verified::Busy });
+    };
+    let rows = batch_rows(change)?;
+    let (compared, next) = match (chunk.block_from, chunk.block_until) {
+        (Some(from), Some(until)) => {
+            let end = until.min(from + 4096);
+            let compared = find(change, Walk::New { from, until: end })?;
+            (compared, if end >= until { None } else { Some(Next::Block(end)) })
+        }
+        _ => {
+            let range = KeyRange { from: chunk.key_from, until: chunk.key_until };
+            let boundary = boundary(change, &range, rows)?;
+            let part = KeyRange { from: range.from, until: boundary.clone().or(range.until) };
+            let compared = if !by_range(change) {
+                find(change, Walk::Old(&part))?
+            } else if change.put() == Put::Plain {
+                match same(change, &part)? {
+                    Some(rows) => (rows, 0),
+                    None => find(change, Walk::Both(&part))?,
+                }
+            } else {
+                find(change, Walk::Both(&part))?
+            };
+            (compared, boundary.map(Next::Key))
+        }
+    };
+    crash::point("verify");
+    let (block, key) = match &next {
+        Some(Next::Block(block)) => (i64::try_from(*block).ok(), None),
+        Some(Next::Key(key)) => (None, Some(key.clone())),
+        None => (None, None),
+    };
+    spi::execute(
+        "update migrator.chunk set rows = rows + $3, mismatched = mismatched + $4, block_from = coalesce($5, block_from), key_from = coalesce($6, key_from), \
+         done_at = case when $7 then pg_catalog.clock_timestamp() end where change = $1 and step = 'verify' and number = $2",
+        &[
+            change.id.into(),
+            chunk.number.into(),
+            compared.0.into(),
+            compared.1.into(),
+            block.into(),
+            key.into(),
+            next.is_none().into(),
+        ],
+    )?;
+    Ok(Verified::Rows(compared.0, compared.1))
+}
+
+enum Next {
+    Block(u64),
+    Key(Vec<String>),
+}
+
+fn left(change: &Change) -> Result<i64, Failure> {
+    #[derive(Deserialize)]
+    struct Left {
+        n: i64,
+    }
+    let left: Left = spi::fetch_one(
+        "select count(*) as n from migrator.chunk where change = $1 and step = 'verify' and done_at is null",
+        &[change.id.into()],
+    )?;
+    Ok(left.n)
+}
+
+fn batch_rows(change: &Change) -> Result<u64, Failure> {
+    #[derive(Deserialize)]
+    struct Rows {
+        n: i64,
+    }
+    let rows: Rows = spi::fetch_one(
+        "select greatest(100, least($2, $3 / greatest(1, pg_catalog.pg_table_size(c.oid) / greatest(1, c.reltuples::bigint)))) as n \
+         from pg_catalog.pg_class c where c.oid = $1",
+        &[pgrx::pg_sys::Oid::from(change.shadow).into(), BATCH_ROWS.into(), BATCH_BYTES.into()],
+    )?;
+    Ok(rows.n.unsigned_abs())
+}
+
+fn boundary(change: &Change, range: &KeyRange, rows: u64) -> Result<Option<Vec<String>>, Failure> {
+    #[derive(Deserialize)]
+    struct Key {
+        key: Vec<String>,
+    }
+    let query = change.with_tables(|tables| Ok(sql::boundary(&change.plan, tables, range, rows)))?;
+    let found: Option<Key> = change.as_owner(&[("enable_sort", "off"), ("enable_seqscan", "off")], || spi::fetch_optional(&query, &[]))?;
+    Ok(found.map(|found| found.key))
+}
+
+/// The number of rows where both sides of the range are alike as wholes.
+fn same(change: &Change, range: &KeyRange) -> Result<Option<i64>, Failure> {
+    #[derive(Deserialize)]
+    struct Whole {
+        rows: i64,
+        same: bool,
+    }
+    let query = change.with_tables(|tables| Ok(sql::compare(&change.plan, tables, range)))?;
+    let whole: Whole = change.as_owner(&[], || spi::fetch_one(&query, &[]))?;
+    Ok(whole.same.then_some(whole.rows))
+}
+
+fn find(change: &Change, walk: Walk<'_>) -> Result<(i64, i64), Failure> {
+    #[derive(Deserialize)]
+    struct Found {
+        rows: i64,
+        mismatched: i64,
+        examples: Option<Value>,
+    }
+    let segments = log::segments(change.id, Direction::Forward);
+    let into = segments.first().expect("a log has segments");
+    let query =
+        change.with_tables(|tables| Ok(sql::mismatches(&change.plan, tables, change.put(), walk, &segments, into)))?;
+    let found: Found = change.as_owner(&[], || spi::fetch_one(&query, &[]))?;
+    if found.mismatched > 0 {
+        change.event(
+            "mismatch",
+            &format!("{} row(s) differ and go back to the key log", found.mismatched),
+            json!({"examples": found.examples}),
+        )?;
+    }
+    Ok((found.rows, found.mismatched))
+}
+
+/// What the whole verify found: rows compared and rows that differed. The caller holds the change `Alone`.
+pub fn total(change: &Change) -> Result<(i64, i64), Failure> {
+    #[derive(Deserialize)]
+    struct Total {
+        rows: i64,
+        mismatched: i64,
+    }
+    let total: Total = spi::fetch_one(
+        "select coalesce(sum(rows), 0)::bigint as rows, coalesce(sum(mismatched), 0)::bigint as mismatched \
+         from migrator.chunk where change = $1 and step = 'verify'",
+        &[change.id.into()],
+    )?;
+    spi::execute(
+        "update migrator.change set rows_verified = $2, rows_mismatched = rows_mismatched + $3 where id = $1",
+        &[change.id.into(), total.rows.into(), total.mismatched.into()],
+    )?;
+    Ok((total.rows, total.mismatched))
+}
