@@ -1,1 +1,3 @@
 //! The steps of a change. Decides with `migrator-core`, acts through `catalog`.
+
+pub mod carry;
