@@ -10,41 +10,7 @@ use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, Name};
 use serde::Deserialize;
 
-/// Which shape the application writes, and with that which table capture hangs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// The application writes the old shape; keys are carried to the new one.
-    Forward,
-    /// The application writes the new shape; keys are carried back to the old one.
-    Reverse,
-}
-
-impl Direction {
-    /// The word that the catalog stores.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Direction::Forward => "forward",
-            Direction::Reverse => "reverse",
-        }
-    }
-
-    /// The letter in the names of the segments and in the trigger's arguments.
-    pub fn letter(self) -> char {
-        match self {
-            Direction::Forward => 'f',
-            Direction::Reverse => 'r',
-        }
-    }
-
-    /// The other one.
-    #[must_use]
-    pub fn opposite(self) -> Direction {
-        match self {
-            Direction::Forward => Direction::Reverse,
-            Direction::Reverse => Direction::Forward,
-        }
-    }
-}
+pub use migrator_core::sql::Direction;
 
 /// How many segments a log has.
 pub const SEGMENTS: u32 = 3;
@@ -74,7 +40,7 @@ pub(super) fn segment_name(change: i64, letter: char, number: u32) -> String {
 }
 
 /// Makes the segments of a log for the keys of `table`, which is the table that will be written: names,
-/// types and collations of the columns `key` are taken from it. Its owner may read and delete.
+/// types and collations of the columns `key` are taken from it. Its owner may read, add and delete.
 ///
 /// The segments become members of the extension: a dump leaves them out, so that in a restored database
 /// capture finds no log and keeps quiet, instead of filling one that nobody reads.
@@ -95,7 +61,7 @@ pub fn create_log(change: i64, direction: Direction, table: &Relation, key: &[Id
             &[],
         )?;
         spi::execute(&format!("alter extension migrator add table {segment}"), &[])?;
-        spi::execute(&format!("grant select, delete on {segment} to {owner}"), &[])?;
+        spi::execute(&format!("grant select, insert, delete on {segment} to {owner}"), &[])?;
     }
     Ok(())
 }

@@ -5,8 +5,8 @@
 
 #![allow(dead_code, unused_imports)]
 
-mod log;
-mod switch;
+pub mod log;
+pub mod switch;
 
 pub use log::{Direction, create_log, drop_log, segments};
 pub use switch::{fingerprint, switch_off, switch_on};

@@ -5,8 +5,12 @@
 //! security-restricted operation: a superuser who drives a change must never run the owner's functions
 //! as superuser.
 
+use crate::catalog::spi;
+use migrator_core::failure::Failure;
+use migrator_core::ident::Ident;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use serde::Deserialize;
 use std::ffi::CString;
 
 /// The settings that are in force while a scope lives; its end restores what was before.
@@ -114,4 +118,14 @@ fn extension_owner() -> pg_sys::Oid {
     .ok()
     .flatten()
     .expect("a function of the extension runs only while the extension exists")
+}
+
+/// A role's name, for GRANT.
+pub fn name(role: pg_sys::Oid) -> Result<Ident, Failure> {
+    #[derive(Deserialize)]
+    struct Role {
+        name: Ident,
+    }
+    let role: Role = spi::fetch_one("select r.rolname as name from pg_catalog.pg_roles r where r.oid = $1", &[role.into()])?;
+    Ok(role.name)
 }

@@ -5,9 +5,9 @@
 //! not is told how long to sleep.
 
 use crate::catalog::lock::{self, Hold};
-use crate::capture::log;
 use crate::catalog::spi;
 use crate::engine::change::Change;
+use crate::engine::drain;
 use crate::engine::{bad_row, build, copy, guard, load, reconcile, settle, swap, sync, verify};
 use migrator_core::failure::{Failure, code};
 use migrator_core::load::Verdict;
@@ -200,7 +200,7 @@ fn catching_up(change: &mut Change) -> Result<Advanced, Failure> {
 }
 
 fn verifying(change: &Change) -> Result<Advanced, Failure> {
-    if log::bytes(change.id, change.direction())? > LOG_BYTES && lock::try_change(change.id, Hold::Alone) {
+    if drain::bytes(change.id, change.direction())? > LOG_BYTES && lock::try_change(change.id, Hold::Alone) {
         let now = change.again()?;
         if now.state == State::Verifying {
             sync::check_ground(&now)?;

@@ -6,6 +6,7 @@ pub mod build;
 pub mod carry;
 pub mod change;
 pub mod copy;
+pub mod drain;
 pub mod guard;
 pub mod load;
 pub mod recheck;

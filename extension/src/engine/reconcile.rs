@@ -10,6 +10,7 @@ use crate::catalog::spi;
 use crate::crash;
 use crate::engine::bad_row;
 use crate::engine::change::Change;
+use crate::engine::drain;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::Name;
 use migrator_core::sql::{self, Direction, Put, Take};
@@ -287,7 +288,7 @@ pub fn rotate(change: &Change) -> Result<(), Failure> {
     if crate::engine::guard::in_transaction_block() {
         return Ok(());
     }
-    log::truncate_drained(change.id, change.direction())
+    drain::truncate_drained(change.id, change.direction())
 }
 
 /// Whether a failure only says that the log is gone, which cancel and finish may ignore.

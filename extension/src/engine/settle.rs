@@ -35,8 +35,9 @@ fn unvalidated(change: &Change) -> Result<Vec<Unvalidated>, Failure> {
 pub fn validate_one(change: &Change) -> Result<bool, Failure> {
     let mut open = unvalidated(change)?;
     let Some(next) = open.pop() else { return Ok(false) };
-    // `table` is the quoted, qualified name and `constraint` the quoted name, as carry-over wrote them.
-    spi::execute(&format!("alter table {} validate constraint {}", next.table, next.constraint), &[])?;
+    // `table` is quoted and qualified, `constraint` the bare name, as carry-over wrote them.
+    let constraint = Ident::new(next.constraint.clone());
+    spi::execute(&format!("alter table {} validate constraint {constraint}", next.table), &[])?;
     let left = serde_json::to_value(&open).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
     spi::execute("update migrator.change set unvalidated = $2 where id = $1", &[change.id.into(), JsonB(left).into()])?;
     change.event("validate", &format!("foreign key {} of {} validated", next.constraint, next.table), json!({}))?;

@@ -12,6 +12,7 @@ use crate::catalog::{role, spi};
 use crate::crash;
 use crate::engine::carry::{self, Carryover};
 use crate::engine::change::Change;
+use crate::engine::drain;
 use crate::engine::{bad_row, guard, reconcile, snapshot, sync};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::Ident;
@@ -195,7 +196,11 @@ fn make_room(change: &Change, way: Way) -> Result<(), Failure> {
         Way::Swap => change.backup_schema(),
         Way::Rollback => change.shadow_schema(),
     };
-    spi::execute(&format!("create schema if not exists {}", Ident::new(home)), &[])?;
+    let home = Ident::new(home);
+    spi::execute(&format!("create schema if not exists {home}"), &[])?;
+    // The owner's rights keep the rear table in step, wherever it is.
+    let owner = role::name(rear.owner())?;
+    spi::execute(&format!("grant usage on schema {home} to {owner}"), &[])?;
     let key = key(change, way.after());
     log::drop_log(change.id, way.after())?;
     log::create_log(change.id, way.after(), &rear, &key)
@@ -256,7 +261,7 @@ fn one(change: &Change, way: Way, carryover: &Carryover, fingerprint: &str) -> R
     let mut change = change.clone();
     let (front, rear) = change.front_and_rear()?;
     // Nobody writes any more: what the log holds now is all there will be.
-    if log::bytes(change.id, change.direction())? > 0 && reconcile::backlog(&change)? > NEAR_ZERO * 5 {
+    if drain::bytes(change.id, change.direction())? > 0 && reconcile::backlog(&change)? > NEAR_ZERO * 5 {
         return Err(Failure::new(code::LOCK_NOT_AVAILABLE, "too many keys came in while the lock was waited for"));
     }
     reconcile::rest(&change)?;

@@ -9,14 +9,7 @@ use migrator_core::failure::Failure;
 use migrator_core::plan::Plan;
 use serde_json::Value;
 
-/// Which way the tables move.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// A swap: the front has the old shape.
-    Forward,
-    /// A rollback: the front has the new shape.
-    Reverse,
-}
+pub use migrator_core::sql::Direction;
 
 /// One exchange of two tables, as it is about to happen.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +45,7 @@ impl Statement {
 }
 
 /// Everything that a swap has to do besides moving the two tables.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Carryover {
     /// In the order in which they are taken: views outermost first, other tables by oid, front and rear, sequences.
     pub locks: Vec<Wanted>,
