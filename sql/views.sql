@@ -74,7 +74,9 @@ select p.id as change,
        p.on_ready,
        p.bad as bad_rows,
        p.unfit,
-       p.swapped_at
+       p.swapped_at,
+       p.live,
+       p.shadow
   from parts p
  where coalesce((select pg_catalog.pg_has_role(t.relowner, 'usage') from pg_catalog.pg_class t where t.oid in (p.live, p.shadow) limit 1), false)
     or p.requested_by = current_user
@@ -92,3 +94,14 @@ select e.id, e.change, h.relation, e.at, e.role, e.source, e.kind, e.message, e.
   from migrator.event e join migrator.history h on h.change = e.change;
 
 grant select on migrator.history, migrator.status, migrator.bad_rows, migrator.events to public;
+
+-- The log of one change, oldest first: of the last change of a table, or by number; without arguments, of all.
+create function migrator.log(relation regclass default null, change bigint default null) returns setof migrator.events
+language sql stable set search_path = pg_catalog, pg_temp
+as $$
+    select e.* from migrator.events e
+     where case when $2 is not null then e.change = $2
+                when $1 is not null then e.change = (select max(h.change) from migrator.history h where $1::oid in (h.live, h.shadow))
+                else true end
+     order by e.id
+$$;

@@ -1,1 +1,150 @@
+//! What the text of copy, reconcile and verify must and must not contain. That it works is shown by the tests with servers.
 
+use super::*;
+use crate::plan::{NewColumn, OldColumn};
+
+fn plan() -> Plan {
+    Plan {
+        new_columns: vec![
+            NewColumn {
+                name: "id".into(),
+                type_name: "bigint".into(),
+                generated: false,
+                old: Some("id".into()),
+                source: Source::Expression { sql: "l.\"id\"".into(), given: false },
+            },
+            NewColumn {
+                name: "name".into(),
+                type_name: "text".into(),
+                generated: false,
+                old: Some("title".into()),
+                source: Source::Same,
+            },
+            NewColumn {
+                name: "note".into(),
+                type_name: "text".into(),
+                generated: false,
+                old: None,
+                source: Source::Constant { sql: "NULL".into() },
+            },
+            NewColumn {
+                name: "size".into(),
+                type_name: "integer".into(),
+                generated: true,
+                old: None,
+                source: Source::Generated,
+            },
+        ],
+        old_columns: vec![
+            OldColumn {
+                name: "id".into(),
+                type_name: "integer".into(),
+                generated: false,
+                new: Some("id".into()),
+                reverse: Some("s.\"id\"".into()),
+                otherwise: "NULL".into(),
+            },
+            OldColumn {
+                name: "title".into(),
+                type_name: "text".into(),
+                generated: false,
+                new: Some("name".into()),
+                reverse: Some("s.\"name\"".into()),
+                otherwise: "NULL".into(),
+            },
+            OldColumn {
+                name: "gone".into(),
+                type_name: "text".into(),
+                generated: false,
+                new: None,
+                reverse: None,
+                otherwise: "'none'::text".into(),
+            },
+        ],
+        key: vec![KeyColumn {
+            old: "id".into(),
+            old_type: "integer".into(),
+            new: "id".into(),
+            new_type: "bigint".into(),
+            same_order: true,
+            operators: "pg_catalog".into(),
+        }],
+        settings: vec![],
+        builds: vec![],
+        structure: String::new(),
+    }
+}
+
+fn names() -> (Name, Name) {
+    (Name::new("public", "Order Items; --"), Name::new("migrator_shadow_1", "Order Items; --"))
+}
+
+fn segments() -> Vec<Name> {
+    (0..3).map(|number| Name::new("migrator", format!("log_1_f_{number}"))).collect()
+}
+
+#[test]
+fn the_copy_writes_no_generated_column_and_casts_nothing() {
+    let (old, new) = names();
+    let text = copy(&plan(), Tables { old: &old, new: &new }, 0, 8);
+    assert!(text.starts_with("insert into \"migrator_shadow_1\".\"Order Items; --\" (\"id\", \"name\", \"note\")"), "{text}");
+    assert!(!text.contains("size"), "generated columns are computed, not written: {text}");
+    assert!(!text.contains("::bigint"), "an explicit cast would cut what assignment refuses: {text}");
+    assert!(text.contains("l.ctid >= '(0,0)' and l.ctid < '(8,0)'"), "{text}");
+}
+
+#[test]
+fn a_reconcile_names_its_operators_and_waits_for_its_delete() {
+    let (old, new) = names();
+    let segments = segments();
+    let tables = Tables { old: &old, new: &new };
+    let take = Take::Blocks { segment: &segments[0], from: 3, until: 19 };
+    let text = reconcile(&plan(), tables, Direction::Forward, Put::Plain, take);
+    assert!(text.contains("s.\"id\" operator(\"pg_catalog\".=) d.\"id\"::bigint"), "{text}");
+    assert!(text.contains("(select count(*) from del) >= 0"), "{text}");
+    assert_eq!(text.matches("ctid >= '(3,0)' and ctid < '(19,0)'").count(), 2, "the same rows are read and taken: {text}");
+    let text = reconcile(&plan(), tables, Direction::Forward, Put::Plain, Take::All { segments: &segments });
+    assert_eq!(text.matches("delete from \"migrator\".\"log_1_f_").count(), 3, "{text}");
+}
+
+#[test]
+fn the_way_back_keeps_what_only_the_old_shape_has() {
+    let (old, new) = names();
+    let segments = segments();
+    let text = reconcile(
+        &plan(),
+        Tables { old: &old, new: &new },
+        Direction::Reverse,
+        Put::Merged,
+        Take::All { segments: &segments },
+    );
+    assert!(text.contains("case when l.\"id\" is not null then l.\"gone\" else 'none'::text end"), "{text}");
+    assert!(text.contains("left join \"public\".\"Order Items; --\" l"), "{text}");
+    assert!(text.contains("m as materialized"), "merged rows are read before they are deleted: {text}");
+}
+
+#[test]
+fn a_range_may_name_leading_columns_only() {
+    let mut plan = plan();
+    plan.key.push(KeyColumn {
+        old: "b".into(),
+        old_type: "public.citext".into(),
+        new: "b".into(),
+        new_type: "public.citext".into(),
+        same_order: true,
+        operators: "public".into(),
+    });
+    let range = KeyRange { from: Some(vec!["5".into()]), until: Some(vec!["7".into(), "it's".into()]) };
+    let text = range.filter(&plan, Direction::Forward);
+    assert!(text.starts_with("l.\"id\" operator(\"pg_catalog\".>=) '5'::integer and "), "{text}");
+    assert!(text.contains("l.\"b\" operator(\"public\".<) 'it''s'::public.citext"), "{text}");
+    let text = range.filter(&plan, Direction::Reverse);
+    assert!(text.contains("('5'::integer)::bigint"), "{text}");
+}
+
+#[test]
+fn more_columns_than_a_function_takes_are_hashed_in_parts() {
+    let many: Vec<String> = (0..1600).map(|number| format!("l.c{number}")).collect();
+    let text = row_hash(&many);
+    assert_eq!(text.matches("_image_hash").count(), 1600usize.div_ceil(90) + 1);
+}

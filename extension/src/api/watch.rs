@@ -2,11 +2,13 @@
 
 use crate::api::arguments::RegClass;
 use crate::api::change::oid;
-use crate::catalog::spi;
-use crate::engine::guard;
+use crate::catalog::{role, spi};
+use crate::engine::{doctor, ensure, guard};
 use crate::raise::OrRaise;
+use migrator_core::failure::{Failure, code};
 use pgrx::prelude::*;
 use serde::Deserialize;
+use std::time::Duration;
 
 /// The version of the library that is loaded.
 #[pg_extern(immutable, parallel_safe)]
@@ -35,4 +37,42 @@ fn note_event(change: i64, kind: &str, message: &str, detail: default!(pgrx::Jso
 #[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
 fn _change_id(relation: default!(Option<RegClass>, "NULL"), change: default!(Option<i64>, "NULL")) -> i64 {
     guard::enter(oid(relation), change, |change| Ok(change.id)).or_raise()
+}
+
+/// Waits until the last change of a table is swapped; raises what to do when it is not in time.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+fn ensure_changed(relation: RegClass, wait: default!(Interval, "'0'")) -> bool {
+    let caller = role::caller();
+    role::as_extension(|| {
+        if !may_change(relation.0, caller)? {
+            return Err(Failure::new(code::INSUFFICIENT_PRIVILEGE, "must be owner of the table to wait for its change")
+                .hint("Call it as the table's owner or as a member of that role."));
+        }
+        let micros = wait.as_micros().clamp(0, 86_400_000_000 * 30);
+        ensure::changed(relation.0, Duration::from_micros(u64::try_from(micros).unwrap_or(0)))
+    })
+    .or_raise()
+}
+
+fn may_change(relation: u32, caller: pgrx::pg_sys::Oid) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct May {
+        may: bool,
+    }
+    let answer: May = spi::fetch_one(
+        "select coalesce((select pg_catalog.pg_has_role($1, c.relowner, 'usage') from pg_catalog.pg_class c where c.oid = $2), true) as may",
+        &[caller.into(), pgrx::pg_sys::Oid::from(relation).into()],
+    )?;
+    Ok(answer.may)
+}
+
+/// What is wrong with this server, worst first, and the call that mends it.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+#[allow(clippy::type_complexity)]
+fn doctor() -> TableIterator<
+    'static,
+    (name!(severity, String), name!(subject, String), name!(problem, String), name!(remedy, String)),
+> {
+    let found = role::as_extension(doctor::examine).or_raise();
+    TableIterator::new(found.into_iter().map(|f| (f.severity, f.subject, f.problem, f.remedy)))
 }

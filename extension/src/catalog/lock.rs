@@ -28,11 +28,20 @@ pub fn change(id: i64, hold: Hold) {
     acquire_change(id, hold, false);
 }
 
+/// Marks this transaction as one that waits for the change: it conflicts with nothing, and shows in pg_locks.
+pub fn watch(id: i64) {
+    acquire(id, pg_sys::AccessShareLock, false);
+}
+
 fn acquire_change(id: i64, hold: Hold, dont_wait: bool) -> bool {
     let mode = match hold {
         Hold::Shared => pg_sys::ShareLock,
         Hold::Alone => pg_sys::ExclusiveLock,
     };
+    acquire(id, mode, dont_wait)
+}
+
+fn acquire(id: i64, mode: u32, dont_wait: bool) -> bool {
     let class = change_table();
     // SAFETY: a LOCKTAG_OBJECT as SET_LOCKTAG_OBJECT (storage/lock.h) fills it; LockAcquire takes it by pointer for the call.
     unsafe {

@@ -57,9 +57,24 @@ fn turn(change: &Change) -> Result<Advanced, Failure> {
     wait(change, TURN_MS, "another worker's turn")
 }
 
-/// Does the next step of a change.
+/// Does the next step of a change. Where the ground has gone (capture switched off, columns changed), the change is
+/// blocked, so that `status` says why, and the next call fails with the same words.
 pub fn advance(change: Change) -> Result<Advanced, Failure> {
     guard::fresh_snapshots("migrator.advance")?;
+    if change.blocked.is_some() && !change.paused {
+        guard::may_go_on(&change)?;
+    }
+    match next(change.clone()) {
+        Err(failure) if failure.code == code::NOT_IN_STATE => {
+            let hint = failure.hint.clone().unwrap_or_default();
+            change.block(&failure.message, &hint)?;
+            wait(&change, HOLD_MS, failure.message)
+        }
+        outcome => outcome,
+    }
+}
+
+fn next(change: Change) -> Result<Advanced, Failure> {
     if !change.state.is_open() {
         return Ok(Advanced { done: true, ..step(&change, "idle", 0)? });
     }
@@ -67,9 +82,6 @@ pub fn advance(change: Change) -> Result<Advanced, Failure> {
     let in_step = matches!(change.state, State::Ready | State::Swapped);
     if change.paused {
         return wait(&change, HOLD_MS, "paused");
-    }
-    if change.blocked.is_some() {
-        guard::may_go_on(&change)?;
     }
     let mut slow = None;
     if !in_step {
