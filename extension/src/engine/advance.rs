@@ -252,7 +252,8 @@ fn verifying(change: &Change) -> Result<Advanced, Failure> {
 }
 
 fn ready(change: &Change) -> Result<Advanced, Failure> {
-    if change.on_ready == "swap" && !change.postponed && !guard::in_transaction_block() {
+    let fits = bad_row::count(change, change.direction())? == 0;
+    if change.on_ready == "swap" && fits && !change.postponed && !guard::in_transaction_block() {
         let wants = swap::Wants { in_transaction: false, dry_run: false };
         return match swap::exchange(vec![change.clone()], swap::Way::Swap, wants) {
             Ok(_) => {

@@ -89,7 +89,7 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
         || switch::switch_off(change.id, &front),
     )?;
     if let Some(backup) = backup {
-        spi::execute(&format!("drop table {}", backup.name), &[])?;
+        drop_ours(&change, &backup, &change.backup_schema())?;
     }
     clear(&change)?;
     crash::point("finish");
@@ -130,12 +130,25 @@ pub fn cancel(change: Change, dry_run: bool) -> Result<State, Failure> {
         )?;
     }
     if let Some(shadow) = Relation::find(change.shadow)? {
-        spi::execute(&format!("drop table {}", shadow.name), &[])?;
+        drop_ours(&change, &shadow, &change.shadow_schema())?;
     }
     clear(&change)?;
     crash::point("cancel");
     change.set_state(State::Cancelled)?;
     Ok(State::Cancelled)
+}
+
+/// Drops a table, if it is where this change put it. After a restore from a dump the recorded oid may be somebody else's.
+fn drop_ours(change: &Change, table: &Relation, schema: &str) -> Result<(), Failure> {
+    if table.name.schema.as_str() != schema || table.name.name.as_str() != change.table_name {
+        return Err(Failure::new(
+            code::NOT_IN_STATE,
+            format!("table {} is not where change {} put it, and was not dropped", table.name.plain(), change.id),
+        )
+        .detail(format!("It should be {}.{}. It was moved or renamed, or this database was restored from a dump.", schema, change.table_name))
+        .hint("If it is the table of this change, move it back with ALTER TABLE and call this again."));
+    }
+    spi::execute(&format!("drop table {}", table.name), &[]).map(|_| ())
 }
 
 /// Drops what only this change used. Schemas without CASCADE: what somebody put there is theirs, and named in the error.
