@@ -25,6 +25,13 @@ pub extern "C-unwind" fn _PG_init() {
     crash::define_setting();
 }
 
+#[cfg(any(test, feature = "pg_test"))]
+#[path = "../../pgrx-tests/capture.rs"]
+mod capture_tests;
+#[cfg(any(test, feature = "pg_test"))]
+#[path = "../../pgrx-tests/image_hash.rs"]
+mod image_hash_tests;
+
 /// What `cargo pgrx test` needs of the crate's root.
 #[cfg(test)]
 pub mod pg_test {

@@ -106,8 +106,8 @@ pub fn fingerprint(change: i64, table: &Relation) -> Result<String, Failure> {
     }
     let names: Vec<String> = kinds(table).map(|kind| trigger(change, kind).as_str().to_owned()).collect();
     let rows: Vec<Row> = spi::fetch(
-        "select coalesce(pg_catalog.format('%s:%s:%s:%s:%s:%s', t.oid, t.xmin, t.tgenabled, t.tgfoid::pg_catalog.oid, t.tgtype, \
-         pg_catalog.encode(t.tgargs, 'hex')), 'missing') as line \
+        "select case when t.oid is null then 'missing' else pg_catalog.format('%s:%s:%s:%s:%s:%s', t.oid, t.xmin, t.tgenabled, \
+         t.tgfoid::pg_catalog.oid, t.tgtype, pg_catalog.encode(t.tgargs, 'hex')) end as line \
          from pg_catalog.unnest($1) with ordinality as w(name, ordinal) \
          left join pg_catalog.pg_trigger t on t.tgrelid = $2 and t.tgname = w.name and not t.tgisinternal order by w.ordinal",
         &[names.into(), table_oid(table)],
