@@ -7,6 +7,7 @@
 pub mod batch;
 pub mod failure;
 pub mod ident;
+pub mod key;
 pub mod load;
 pub mod plan;
 pub mod sql;

@@ -22,8 +22,23 @@ pub struct Plan {
     pub settings: Vec<(String, String)>,
     /// Indexes and constraints of the shadow, in the order in which they are made after the copy.
     pub builds: Vec<Build>,
-    /// What capture and the copy rely on: see `OldColumn`; compared before each batch.
+    /// CHECK (and, from 18, NOT NULL) constraints that rows of the live table may break: not on the shadow while rows
+    /// are copied, added NOT VALID by the swap.
+    #[serde(default)]
+    pub unvalidated: Vec<Unvalidated>,
+    /// What capture and the copy rely on: a fingerprint of the live table's columns; compared before each batch.
     pub structure: String,
+}
+
+/// A constraint that was NOT VALID and stays so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unvalidated {
+    /// Its name.
+    pub name: Ident,
+    /// What follows `add constraint NAME`: columns under their names in the shadow, ending in NOT VALID.
+    pub definition: String,
+    /// COMMENT ON CONSTRAINT
+    pub comment: Option<String>,
 }
 
 /// One column of the shadow.
@@ -115,4 +130,7 @@ pub struct Build {
     pub attach: Option<String>,
     /// Whether this build carries the key, without which catch-up would scan.
     pub is_key: bool,
+    /// What hangs on it, to be run once it is there: comments, statistics targets, CLUSTER ON.
+    #[serde(default)]
+    pub also: Vec<String>,
 }

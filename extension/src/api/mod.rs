@@ -3,5 +3,6 @@
 pub mod arguments;
 mod change;
 mod copy;
+mod create;
 mod swap;
 mod watch;

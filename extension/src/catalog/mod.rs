@@ -1,8 +1,13 @@
 //! The only place with SPI, locks, roles and PostgreSQL's parser. Knows nothing of the order of steps.
 
+pub mod actions;
 pub mod attempt;
+pub mod definition;
 pub mod dependants;
+pub mod expression;
 pub mod lock;
 pub mod relation;
 pub mod role;
+pub mod settings;
 pub mod spi;
+pub mod volatility;

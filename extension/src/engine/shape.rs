@@ -1,3 +1,172 @@
-//! STUB
-use migrator_core::failure::Failure;
-pub fn structure(_relation: u32) -> Result<String, Failure> { Ok(String::new()) }
+//! `create_shadow`: from a user's wish to an empty table of the new shape and a plan for every row, all in the
+//! caller's transaction. It reads the catalog only, never a row, and leaves nothing behind when it fails.
+
+use crate::catalog::relation::Relation;
+use crate::catalog::{actions, definition, dependants, role, spi};
+use crate::crash;
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::Name;
+use migrator_core::plan::Plan;
+use pgrx::{JsonB, pg_sys};
+use serde::Deserialize;
+
+mod builds;
+mod checks;
+mod columns;
+mod keys;
+mod table;
+
+pub use crate::catalog::definition::structure;
+
+/// Who asks, and under which settings: read before anything is pinned.
+pub struct Session {
+    /// The role whose rights count.
+    pub role: pg_sys::Oid,
+    /// See `catalog::settings`.
+    pub settings: Vec<(String, String)>,
+}
+
+/// What a user wants of a table.
+pub struct Request {
+    /// The live table.
+    pub relation: u32,
+    /// ALTER TABLE actions.
+    pub actions: Option<String>,
+    /// New column → expression over the old row.
+    pub transform: serde_json::Value,
+    /// Old column → expression over the new row.
+    pub reverse: serde_json::Value,
+    /// A table that the user made, instead of actions.
+    pub shadow: Option<u32>,
+    /// `wait` or `swap`.
+    pub on_ready: String,
+    /// Who asks.
+    pub session: Session,
+}
+
+/// A shadow as it was made.
+struct Made {
+    plan: Plan,
+    shadow: Relation,
+}
+
+/// Makes the shadow and records the change; gives its id. Runs as the extension.
+pub fn create_shadow(request: &Request) -> Result<i64, Failure> {
+    let live = checks::table(request)?;
+    checks::wish(request, &live)?;
+    let id = next_id()?;
+    let made = make(request, &live, id)?;
+    record(request, &live, id, &made)?;
+    crash::point("create_shadow.recorded");
+    Ok(id)
+}
+
+fn make(request: &Request, live: &Relation, id: i64) -> Result<Made, Failure> {
+    let name = Name { schema: format!("migrator_shadow_{id}").as_str().into(), name: live.name.name.clone() };
+    let parts = match &request.actions {
+        Some(text) => actions::read(&live.name, text)?,
+        None => vec![],
+    };
+    checks::parts(live, &parts)?;
+    let before = definition::columns(live.oid)?;
+    let shadow = table::like(live, &name)?;
+    let work = columns::Work { request, live, shadow: &shadow, before: &before, history: columns::history_of_like(&before) };
+    let frozen = work.alter(&parts)?;
+    let after = definition::columns(shadow.oid)?;
+    let unvalidated = table::set_aside(&shadow)?;
+    let new_columns = work.forward(&after, &parts, &frozen)?;
+    let shapes = keys::Shapes { live, shadow: &shadow, before: &before, after: &after, columns: &new_columns };
+    let (key, carrier) = shapes.key()?;
+    let old_columns = work.backward(&after, &key)?;
+    table::assert_inert(&shadow)?;
+    let builds = builds::take(&shadow, carrier)?;
+    let plan = Plan {
+        new_columns,
+        old_columns,
+        key,
+        settings: request.session.settings.clone(),
+        builds,
+        unvalidated,
+        structure: structure(live.oid)?,
+    };
+    dependants::preflight(live.oid, &plan)?;
+    Ok(Made { plan, shadow })
+}
+
+#[derive(Deserialize)]
+struct Id {
+    id: i64,
+}
+
+fn next_id() -> Result<i64, Failure> {
+    Ok(spi::fetch_one::<Id>("select pg_catalog.nextval('migrator.change_id_seq') as id", &[])?.id)
+}
+
+/// Writes the change, its builds and its first event.
+fn record(request: &Request, live: &Relation, id: i64, made: &Made) -> Result<(), Failure> {
+    let plan = serde_json::to_value(&made.plan).map_err(|error| Failure::new(code::INTERNAL, format!("a plan cannot be stored: {error}")))?;
+    insert(request, live, id, made, &plan)?;
+    for (number, build) in (1i32..).zip(&made.plan.builds) {
+        spi::execute(
+            "insert into migrator.build (change, number, name, sql, attach, is_key) values ($1, $2, $3::pg_catalog.name, $4, $5, $6)",
+            &[id.into(), number.into(), build.name.as_str().into(), build.sql.as_str().into(), build.attach.as_deref().into(), build.is_key.into()],
+        )?;
+    }
+    spi::execute(
+        "insert into migrator.event (change, kind, message, detail) values ($1, 'created', $2, $3)",
+        &[
+            id.into(),
+            format!("made the shadow {} of {}", made.shadow.name.plain(), live.name.plain()).into(),
+            JsonB(serde_json::json!({"actions": request.actions, "transform": request.transform, "reverse": request.reverse})).into(),
+        ],
+    )?;
+    Ok(())
+}
+
+/// The row of the change. The caller may have set a role: the one whose rights counted is recorded.
+fn insert(request: &Request, live: &Relation, id: i64, made: &Made, plan: &serde_json::Value) -> Result<(), Failure> {
+    // Two sessions may begin a change of one table at once: the second waits here for the first, and is told.
+    let inserted = crate::catalog::attempt::attempt(|| {
+        spi::execute(
+            "insert into migrator.change (id, started_ms, requested_by, table_schema, table_name, live, shadow, actions, transform, reverse, on_ready, plan, state) \
+             overriding system value \
+             select $1, greatest((extract(epoch from pg_catalog.clock_timestamp()) * 1000)::pg_catalog.int8, \
+                                 (select coalesce(pg_catalog.max(c.started_ms), 0) + 1 from migrator.change c)), \
+               pg_catalog.pg_get_userbyid($2), $3::pg_catalog.name, $4::pg_catalog.name, $5, $6, $7, $8, $9, $10, $11, 'created'",
+            &[
+                id.into(),
+                request.session.role.into(),
+                live.name.schema.as_str().into(),
+                live.name.name.as_str().into(),
+                pg_sys::Oid::from(live.oid).into(),
+                pg_sys::Oid::from(made.shadow.oid).into(),
+                request.actions.as_deref().into(),
+                JsonB(request.transform.clone()).into(),
+                JsonB(request.reverse.clone()).into(),
+                request.on_ready.as_str().into(),
+                JsonB(plan.clone()).into(),
+            ],
+        )
+    });
+    match inserted {
+        Ok(_) => Ok(()),
+        Err(failure) if failure.code == "23505" => {
+            checks::no_open_change(live)?;
+            Err(Failure::new(code::SERIALIZATION, format!("another change began in the same millisecond as this one of {}", live.name.plain()))
+                .hint("Call create_shadow again."))
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Runs one statement as the owner, under the caller's settings.
+fn as_owner(request: &Request, live: &Relation, sql: &str) -> Result<u64, Failure> {
+    role::as_owner(live.owner(), &request.session.settings, || spi::execute(sql, &[]))
+}
+
+/// The relation that was named, if one was.
+pub fn given(relation: Option<u32>) -> Result<u32, Failure> {
+    relation.ok_or_else(|| {
+        Failure::new(code::INVALID_PARAMETER, "no table is named").hint("For instance: select migrator.create_shadow('public.orders', 'alter column id type bigint');")
+    })
+}

@@ -1,0 +1,44 @@
+//! create_shadow and explain: the beginning of a change.
+
+use crate::api::arguments::RegClass;
+use crate::catalog::{role, settings};
+use crate::engine::shape::{self, Request, Session};
+use crate::raise::OrRaise;
+use pgrx::JsonB;
+use pgrx::prelude::*;
+
+
+/// Makes an empty table of the new shape beside the live one, and gives the change's id.
+// No `set search_path`: the caller's is recorded with the change, and pinned within.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+fn create_shadow(
+    relation: Option<RegClass>,
+    actions: default!(Option<&str>, "NULL"),
+    transform: default!(Option<JsonB>, "'{}'"),
+    reverse: default!(Option<JsonB>, "'{}'"),
+    shadow: default!(Option<RegClass>, "NULL"),
+    on_ready: default!(Option<&str>, "'wait'"),
+) -> i64 {
+    let request = request(relation, actions, transform, reverse, shadow, on_ready);
+    role::as_extension(|| request.and_then(|request| shape::create_shadow(&request))).or_raise()
+}
+
+fn request(
+    relation: Option<RegClass>,
+    actions: Option<&str>,
+    transform: Option<JsonB>,
+    reverse: Option<JsonB>,
+    shadow: Option<RegClass>,
+    on_ready: Option<&str>,
+) -> Result<Request, migrator_core::failure::Failure> {
+    let object = |given: Option<JsonB>| given.map_or_else(|| serde_json::json!({}), |given| given.0);
+    Ok(Request {
+        relation: shape::given(relation.map(|relation| relation.0))?,
+        actions: actions.map(str::to_owned),
+        transform: object(transform),
+        reverse: object(reverse),
+        shadow: shadow.map(|shadow| shadow.0),
+        on_ready: on_ready.unwrap_or("wait").to_owned(),
+        session: Session { role: role::caller(), settings: settings::of_session() },
+    })
+}

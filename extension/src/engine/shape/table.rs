@@ -1,0 +1,172 @@
+//! The shadow as a table: like the live one down to storage parameters, indexes and statistics objects, before
+//! the user's actions run on it. A shadow never has foreign keys or triggers.
+
+use crate::catalog::relation::Relation;
+use crate::catalog::{definition, role, spi};
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::{Ident, Name, literal};
+use migrator_core::plan::Unvalidated;
+use pgrx::pg_sys;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Storage {
+    owner: Ident,
+    method: Ident,
+    tablespace: Option<Ident>,
+    options: Vec<(String, String)>,
+}
+
+#[derive(Deserialize)]
+struct Oid {
+    oid: u32,
+}
+
+/// Makes the schema and in it an empty table of the live table's shape, its indexes included. The owner may create
+/// in that schema, as ALTER TABLE … ADD UNIQUE and the index builds, which run with the owner's rights, need.
+pub fn like(live: &Relation, name: &Name) -> Result<Relation, Failure> {
+    let storage = storage(live)?;
+    let owner = &storage.owner;
+    spi::execute(&format!("create schema {}", name.schema), &[])?;
+    spi::execute(&format!("grant usage, create on schema {} to {owner}", name.schema), &[])?;
+    // What is not said follows the database, not a setting of the session.
+    role::with_settings(&[("default_tablespace", ""), ("check_function_bodies", "off")], || {
+        spi::execute(&create_table(live, name, &storage), &[])?;
+        spi::execute(&format!("alter table {name} owner to {owner}"), &[])?;
+        let shadow = find(name)?;
+        for sql in definition::leftovers(live.oid, name)? {
+            spi::execute(&sql, &[])?;
+        }
+        set_unvalidated(live, name)?;
+        for index in definition::indexes(live.oid)?.iter().filter(|index| index.is_valid) {
+            let sql = match index.constraint {
+                Some(constraint) => definition::constraint_sql_on(constraint, &index.name, &live.name, name)?,
+                None => definition::index_sql_on(index, &live.name, name)?,
+            };
+            spi::execute(&sql, &[])?;
+            describe(index, name)?;
+        }
+        rename_sequences(live, &shadow)?;
+        for sql in definition::statistics(live.oid, name)? {
+            role::as_owner(live.owner(), &[], || spi::execute(&sql, &[]))?;
+        }
+        Ok(shadow)
+    })
+}
+
+fn storage(live: &Relation) -> Result<Storage, Failure> {
+    spi::fetch_one(
+        "select pg_catalog.pg_get_userbyid(c.relowner) as owner, m.amname as method, t.spcname as tablespace, \
+           (select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(o.name, o.value)), '[]') from ( \
+              select o.option_name as name, o.option_value as value from pg_catalog.pg_options_to_table(c.reloptions) o \
+              union all select 'toast.' || o.option_name, o.option_value from pg_catalog.pg_class s, pg_catalog.pg_options_to_table(s.reloptions) o where s.oid = c.reltoastrelid \
+           ) o) as options \
+         from pg_catalog.pg_class c join pg_catalog.pg_am m on m.oid = c.relam left join pg_catalog.pg_tablespace t on t.oid = c.reltablespace where c.oid = $1",
+        &[pg_sys::Oid::from(live.oid).into()],
+    )
+}
+
+fn create_table(live: &Relation, name: &Name, storage: &Storage) -> String {
+    let unlogged = if live.persistence == "u" { "unlogged " } else { "" };
+    let options: Vec<String> = storage
+        .options
+        .iter()
+        .map(|(option, value)| match option.strip_prefix("toast.") {
+            Some(option) => format!("toast.{} = {}", Ident::new(option), literal(value)),
+            None => format!("{} = {}", Ident::new(option.as_str()), literal(value)),
+        })
+        .collect();
+    let with = if options.is_empty() { String::new() } else { format!(" with ({})", options.join(", ")) };
+    let tablespace = storage.tablespace.as_ref().map_or_else(String::new, |tablespace| format!(" tablespace {tablespace}"));
+    format!(
+        "create {unlogged}table {name} (like {} including defaults including constraints including generated including identity \
+         including storage including compression including comments) using {}{with}{tablespace}",
+        live.name, storage.method
+    )
+}
+
+fn find(name: &Name) -> Result<Relation, Failure> {
+    let oid: Oid = spi::fetch_one(
+        "select c.oid::pg_catalog.int8 as oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+         where n.nspname = $1::pg_catalog.name and c.relname = $2::pg_catalog.name",
+        &[name.schema.as_str().into(), name.name.as_str().into()],
+    )?;
+    Relation::get(oid.oid)
+}
+
+/// LIKE makes every condition a valid one. Where the live table's is NOT VALID, the shadow's becomes so too: it
+/// has to survive the user's actions as what it is.
+fn set_unvalidated(live: &Relation, name: &Name) -> Result<(), Failure> {
+    for condition in definition::unvalidated_conditions(live.oid)? {
+        let add = definition::constraint_sql_on(condition.oid, &condition.name, &live.name, name)?;
+        spi::execute(&format!("alter table {name} drop constraint if exists {}", condition.name), &[])?;
+        spi::execute(&add, &[])?;
+    }
+    Ok(())
+}
+
+/// What hangs on an index.
+fn describe(index: &definition::Index, table: &Name) -> Result<(), Failure> {
+    for sql in super::builds::hangs_on(index, table) {
+        spi::execute(&sql, &[])?;
+    }
+    Ok(())
+}
+
+/// Sequences of identity columns are made anew; they get the live ones' names, so that the swap leaves them.
+fn rename_sequences(live: &Relation, shadow: &Relation) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Pair {
+        schema: String,
+        made: String,
+        wanted: Ident,
+    }
+    let pairs: Vec<Pair> = spi::fetch(
+        "with own(relation, attnum, name, schema) as ( \
+           select d.refobjid, a.attname, s.relname, n.nspname from pg_catalog.pg_depend d \
+             join pg_catalog.pg_class s on s.oid = d.objid and s.relkind = 'S' join pg_catalog.pg_namespace n on n.oid = s.relnamespace \
+             join pg_catalog.pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid \
+            where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+              and d.deptype = 'i' and d.refobjid in ($1, $2)) \
+         select pg_catalog.to_jsonb(q) from (select m.schema, m.name as made, w.name as wanted from own m join own w using (attnum) \
+          where m.relation = $2 and w.relation = $1 and m.name <> w.name) q",
+        &[pg_sys::Oid::from(live.oid).into(), pg_sys::Oid::from(shadow.oid).into()],
+    )?;
+    for pair in pairs {
+        spi::execute(&format!("alter sequence {} rename to {}", Name::new(pair.schema, pair.made), pair.wanted), &[])?;
+    }
+    Ok(())
+}
+
+/// Takes conditions that are NOT VALID off the shadow: rows that exist may break them, and the swap adds them again.
+pub fn set_aside(shadow: &Relation) -> Result<Vec<Unvalidated>, Failure> {
+    let mut all = vec![];
+    for condition in definition::unvalidated_conditions(shadow.oid)? {
+        let sql = definition::constraint_sql(condition.oid);
+        let definition = definition::constraint_tail(&sql, &condition.name, &shadow.name)?;
+        spi::execute(&format!("alter table {} drop constraint {}", shadow.name, condition.name), &[])?;
+        all.push(Unvalidated { name: condition.name, definition, comment: condition.comment });
+    }
+    Ok(all)
+}
+
+/// The shadow may not have what would fire or refuse while rows are put into it.
+pub fn assert_inert(shadow: &Relation) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Found {
+        what: String,
+    }
+    let found: Option<Found> = spi::fetch_optional(
+        "select 'foreign key ' || n.conname as what from pg_catalog.pg_constraint n where n.conrelid = $1 and n.contype = 'f' \
+         union all select 'trigger ' || t.tgname from pg_catalog.pg_trigger t where t.tgrelid = $1 and not t.tgisinternal and t.tgenabled <> 'D' \
+         union all select 'rule ' || r.rulename from pg_catalog.pg_rewrite r where r.ev_class = $1 \
+         union all select 'row-level security' from pg_catalog.pg_class c where c.oid = $1 and c.relrowsecurity and c.relforcerowsecurity",
+        &[pg_sys::Oid::from(shadow.oid).into()],
+    )?;
+    match found {
+        None => Ok(()),
+        Some(found) => Err(Failure::new(code::NOT_SUPPORTED, format!("the shadow {} has {}", shadow.name.plain(), found.what))
+            .detail("It would act on rows that are only being copied.")
+            .hint("Drop it from the shadow, and create it again after the swap.")),
+    }
+}
