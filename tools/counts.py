@@ -36,7 +36,7 @@ def of_cargo(text: str) -> Counts:
 
 
 def of_nextest(text: str) -> Counts:
-    """`cargo nextest run`: one summary. What a name did not select counts as nothing."""
+    """`cargo nextest run`: one summary. Its `skipped` is left alone: it means tests that a name left out as well."""
     text = COLOUR.sub("", text)
     counts = Counts()
     summary = re.search(r"^\s*Summary \[.*?\] .*?tests? run: (.*)$", text, re.M)

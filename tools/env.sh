@@ -44,6 +44,7 @@ install_packages() {
     done
     if [ ${#missing[@]} = 0 ]; then return; fi
 
+    say "installing from Debian: ${missing[*]}"
     mkdir -p "$target"
     log=$target/apt.log
     as_root mkdir -p "${clusters%/*}"
