@@ -42,6 +42,15 @@ pub fn record(change: &Change, direction: Direction, key: &Value, failure: &Fail
     Ok(())
 }
 
+/// Takes a row off the list: it is gone, and nothing is missing on the other side.
+pub fn forget(change: &Change, direction: Direction, key: &Value) -> Result<(), Failure> {
+    spi::execute(
+        "delete from migrator.bad_row where change = $1 and direction = $2 and key = $3",
+        &[change.id.into(), direction.as_str().into(), JsonB(key.clone()).into()],
+    )
+    .map(|_| ())
+}
+
 /// How many rows are set aside.
 pub fn count(change: &Change, direction: Direction) -> Result<i64, Failure> {
     #[derive(Deserialize)]
@@ -70,10 +79,7 @@ pub fn retry(change: &Change, direction: Direction) -> Result<i64, Failure> {
     for row in &rows {
         let statement = sql::relog(&change.plan, direction, into);
         change.as_owner(&[], || spi::execute(&statement, &[JsonB(row.key.clone()).into()]))?;
-        spi::execute(
-            "delete from migrator.bad_row where change = $1 and direction = $2 and key = $3",
-            &[change.id.into(), direction.as_str().into(), JsonB(row.key.clone()).into()],
-        )?;
+        forget(change, direction, &row.key)?;
     }
     Ok(i64::try_from(rows.len()).unwrap_or(i64::MAX))
 }

@@ -11,7 +11,7 @@ use crate::crash;
 use crate::engine::bad_row;
 use crate::engine::change::Change;
 use crate::engine::drain;
-use migrator_core::failure::{Failure, code};
+use migrator_core::failure::Failure;
 use migrator_core::ident::Name;
 use migrator_core::sql::{self, Direction, Put, Take};
 use migrator_core::sqlstate;
@@ -210,6 +210,8 @@ fn set_aside(
     let Some(row) = row else { return Ok(()) };
     if row.present {
         bad_row::record(change, direction, &row.key, failure)?;
+    } else {
+        bad_row::forget(change, direction, &row.key)?;
     }
     if change.put() == Put::Plain {
         let forget = change.with_tables(|tables| Ok(sql::forget(&change.plan, tables, direction, segment, ctid)))?;
@@ -289,9 +291,4 @@ pub fn rotate(change: &Change) -> Result<(), Failure> {
         return Ok(());
     }
     drain::truncate_drained(change.id, change.direction())
-}
-
-/// Whether a failure only says that the log is gone, which cancel and finish may ignore.
-pub fn is_missing(failure: &Failure) -> bool {
-    failure.code == code::UNDEFINED_OBJECT || failure.code == "42P01"
 }

@@ -96,12 +96,20 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
         held.push(change);
     }
     if wants.dry_run {
+        for change in &held {
+            bad_row::refuse(change, way.before())?;
+        }
         return Ok(held);
     }
     let names = held.iter().map(|change| change.name().plain()).collect::<Vec<_>>().join(", ");
     give_way(&held)?;
     for change in &held {
         drain(change)?;
+        // What stood in the way of a row may be gone by now.
+        if bad_row::retry(change, way.before())? > 0 {
+            drain(change)?;
+            bad_row::refuse(change, way.before())?;
+        }
         make_room(change, way)?;
     }
     let what = format!("{} of {names} was not done", way.verb());
@@ -151,7 +159,6 @@ fn check(change: &Change, way: Way) -> Result<(), Failure> {
             (Way::Rollback, _) => failure.hint("Only a change that was swapped can be rolled back; before that there is migrator.cancel."),
         });
     }
-    bad_row::refuse(change, way.before())?;
     snapshot::refuse_old(change, way.verb())?;
     sync::check_ground(change)
 }
