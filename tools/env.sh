@@ -1,9 +1,10 @@
 # Sourced by every script here: where things are, and the settings that let all builds share one target folder.
-# Anyone may source it in a shell too:  source tools/env.sh
+# Anyone may source it in a bash shell too:  source tools/env.sh
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 target=${CARGO_TARGET_DIR:-$top/target}
 case $target in /*) ;; *) target=$PWD/$target ;; esac
+if [ -n "${CARGO_TARGET_DIR:-}" ]; then export CARGO_TARGET_DIR=$target; fi
 
 CARGO_PGRX_VERSION=0.18.1
 
@@ -18,11 +19,9 @@ if [ -f "$target/libclang/libclang.so" ]; then
     export BINDGEN_EXTRA_CLANG_ARGS="-isystem $(cc -print-file-name=include)"
 fi
 
-# Without this, setting and unsetting it in turn would rebuild the bindings each time. The newest server is the default.
-if [ -z "${PGRX_PG_CONFIG_PATH:-}" ]; then
-    PGRX_PG_CONFIG_PATH=$(MIGRATOR_PG= "$top/tools/servers" | tail -n 1 | cut -d ' ' -f 2-)
-    if [ -n "$PGRX_PG_CONFIG_PATH" ]; then export PGRX_PG_CONFIG_PATH; else unset PGRX_PG_CONFIG_PATH; fi
-fi
+# The newest server is the default to build for. Always set: setting and unsetting it in turn rebuilds the bindings each time.
+newest=$(MIGRATOR_PG='' "$top/tools/servers" | tail -n 1 | cut -d ' ' -f 2-)
+if [ -n "$newest" ]; then export PGRX_PG_CONFIG_PATH=$newest; fi
 
 say() { printf '%s\n' "$*" >&2; }
 
