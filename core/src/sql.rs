@@ -129,28 +129,35 @@ fn present(alias: char, plan: &Plan) -> String {
     format!("{alias}.{} is not null", if alias == 'l' { &column.old } else { &column.new })
 }
 
-/// The value of a column of the new shape when a rear row `s` may exist (after a rollback).
+/// The value of a column of the new shape when a rear row `s` may exist (after a rollback): what the new shape had is
+/// kept wherever the old shape still says the same, so that what only the new shape can hold survives a second swap.
 fn forward_merged(plan: &Plan, column: &NewColumn) -> String {
     let plain = forward(column);
     let here = present('s', plan);
-    match (&column.source, &column.old) {
-        (Source::Constant { .. }, _) => format!("case when {here} then s.{} else {plain} end", column.name),
-        (Source::Expression { .. }, Some(old)) => {
-            match plan.old_columns.iter().find(|candidate| candidate.name == *old) {
-                Some(old) if old.reverse.is_some() => {
-                    let back = format!("({})::{}", old.reverse.as_deref().unwrap_or_default(), old.type_name);
-                    format!(
-                        "case when {here} and {} = {} then s.{} else {plain} end",
-                        hash(&back),
-                        hash(&format!("l.{}", old.name)),
-                        column.name
-                    )
-                }
-                _ => plain,
-            }
+    let keep = format!("s.{}", column.name);
+    let old = column.old.as_ref().and_then(|name| plan.old_columns.iter().find(|old| old.name == *name));
+    match (&column.source, old) {
+        (Source::Constant { .. }, _) => format!("case when {here} then {keep} else {plain} end"),
+        (Source::Expression { .. }, Some(old)) if old.reverse.is_some() => {
+            let back = format!("({})::{}", old.reverse.as_deref().unwrap_or_default(), old.type_name);
+            let same = format!("{} = {}", hash(&back), hash(&format!("l.{}", old.name)));
+            format!("case when {here} and {same} then {keep} else {plain} end")
         }
-        _ => plain,
+        (Source::Expression { .. }, _) => {
+            let typed = forward_cast(column);
+            let same = format!("(select {} from (select {}) l) = {}", hash(&typed), taken_back(plan), hash(&typed));
+            format!("case when {here} and {same} then {keep} else {plain} end")
+        }
+        (Source::Same | Source::Generated, _) => plain,
     }
+}
+
+/// The old-shape row that the new-shape row `s` stands for, as a select list; columns that the new shape does not have are those of `l`.
+fn taken_back(plan: &Plan) -> String {
+    list(&plan.old_columns, |column| match &column.reverse {
+        Some(reverse) if !column.generated => format!("({reverse})::{} as {}", column.type_name, column.name),
+        _ => format!("l.{} as {}", column.name, column.name),
+    })
 }
 
 /// The values of the columns of the old shape from the new-shape row `s` and the backup row `l`, if there is one.

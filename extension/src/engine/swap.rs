@@ -126,6 +126,13 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
                     }
                 }
             }
+            // Whatever else hangs on them, nobody may write to the two tables once the last keys are taken.
+            for relation in held.iter().flat_map(|change| [change.live, change.shadow]) {
+                let lock = Wanted { relation, mode: Mode::AccessExclusive };
+                if !wanted.contains(&lock) {
+                    wanted.push(lock);
+                }
+            }
             Ok(wanted)
         },
         || {
@@ -204,13 +211,27 @@ fn make_room(change: &Change, way: Way) -> Result<(), Failure> {
         Way::Rollback => change.shadow_schema(),
     };
     let home = Ident::new(home);
-    spi::execute(&format!("create schema if not exists {home}"), &[])?;
+    if !schema_exists(&home)? {
+        spi::execute(&format!("create schema {home}"), &[])?;
+    }
     // The owner's rights keep the rear table in step, wherever it is.
     let owner = role::name(rear.owner())?;
     spi::execute(&format!("grant usage on schema {home} to {owner}"), &[])?;
     let key = key(change, way.after());
     log::drop_log(change.id, way.after())?;
     log::create_log(change.id, way.after(), &rear, &key)
+}
+
+fn schema_exists(name: &Ident) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct Exists {
+        there: bool,
+    }
+    let exists: Exists = spi::fetch_one(
+        "select exists (select from pg_catalog.pg_namespace n where n.nspname = $1) as there",
+        &[name.as_str().into()],
+    )?;
+    Ok(exists.there)
 }
 
 /// The key columns of the table that is the front in this direction.
