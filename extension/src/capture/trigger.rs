@@ -213,8 +213,11 @@ fn uncaptured() {
         return;
     }
     raise::warn(
-        Failure::new(code::UNDEFINED_OBJECT, "a table is captured for a change of migrator whose key log does not exist")
-            .detail("Writes are not affected, and not logged.")
-            .hint("Call migrator.doctor() to see which triggers were left behind, for instance by restoring a dump."),
+        Failure::new(
+            code::UNDEFINED_OBJECT,
+            "a table is captured for a change of migrator whose key log does not exist",
+        )
+        .detail("Writes are not affected, and not logged.")
+        .hint("Call migrator.doctor() to see which triggers were left behind, for instance by restoring a dump."),
     );
 }
