@@ -2,7 +2,8 @@
 
 #[pgrx::pg_schema]
 mod tests {
-    use crate::capture::{self, Direction};
+    use crate::capture::log::{self, Direction};
+    use crate::capture::switch;
     use crate::catalog::relation::Relation;
     use migrator_core::ident::Ident;
     use pgrx::prelude::*;
@@ -24,18 +25,18 @@ mod tests {
 
     /// A log for the keys of this table, and capture on.
     fn watch(name: &str, key: &[&str]) {
-        capture::create_log(CHANGE, Direction::Forward, &table(name), &idents(key)).unwrap();
+        log::create_log(CHANGE, Direction::Forward, &table(name), &idents(key)).unwrap();
         switch_on(name, key);
     }
 
     fn switch_on(name: &str, key: &[&str]) {
-        capture::switch_on(CHANGE, Direction::Forward, &table(name), &idents(key), None).unwrap();
+        switch::switch_on(CHANGE, Direction::Forward, &table(name), &idents(key), None).unwrap();
     }
 
-    /// The distinct rows of the log, sorted, and the log is empty again. `-` is the marker.
+    /// The distinct rows of the log, sorted, and the log is empty again. `-` is the marker of a key of one column.
     fn taken() -> String {
         let mut rows = Vec::new();
-        for segment in capture::segments(CHANGE, Direction::Forward) {
+        for segment in log::segments(CHANGE, Direction::Forward) {
             let found = Spi::get_one::<Vec<String>>(&format!(
                 "with gone as (delete from {segment} returning *) select array_agg(coalesce(nullif(g::text, '()'), '-')) from gone g"
             ));
@@ -129,21 +130,30 @@ mod tests {
 
     #[pg_test]
     fn capture_copies_keys_of_every_shape() {
-        run("create domain public.code as text not null check (value <> ''); create collation public.nocase (provider = libc, locale = 'C'); \
+        run(
+            "create domain public.code as text not null check (value <> ''); create collation public.nocase (provider = libc, locale = 'C'); \
              create table public.\"Order Items; --\" (dropped int, \"the \"\"key\" public.code collate public.nocase, gone text, \
              twice int generated always as (n * 2) stored, v text, n int, c char(4), u uuid); \
-             alter table public.\"Order Items; --\" drop column dropped, drop column gone, alter \"the \"\"key\" set storage external");
+             alter table public.\"Order Items; --\" drop column dropped, drop column gone, alter \"the \"\"key\" set storage external",
+        );
         watch("public.\"Order Items; --\"", &["the \"key", "twice", "c", "u"]);
         logs(
             "insert into public.\"Order Items; --\" values ('k', default, 'v', 21, 'ab', '00000000-0000-0000-0000-000000000001')",
             "(k,42,\"ab  \",00000000-0000-0000-0000-000000000001)",
         );
-        logs("update public.\"Order Items; --\" set v = 'w', u = null", "(k,42,\"ab  \",) (k,42,\"ab  \",00000000-0000-0000-0000-000000000001)");
-        run("update public.\"Order Items; --\" set \"the \"\"key\" = (select string_agg(md5(i::text), '') from generate_series(1, 1000) i)");
+        logs(
+            "update public.\"Order Items; --\" set v = 'w', u = null",
+            "(k,42,\"ab  \",) (k,42,\"ab  \",00000000-0000-0000-0000-000000000001)",
+        );
+        run(
+            "update public.\"Order Items; --\" set \"the \"\"key\" = (select string_agg(md5(i::text), '') from generate_series(1, 1000) i)",
+        );
         taken();
         run("update public.\"Order Items; --\" set v = 'x'");
-        for segment in capture::segments(CHANGE, Direction::Forward) {
-            run(&format!("create table if not exists public.found (k text); insert into public.found select \"the \"\"key\" from {segment}"));
+        for segment in log::segments(CHANGE, Direction::Forward) {
+            run(&format!(
+                "create table if not exists public.found (k text); insert into public.found select \"the \"\"key\" from {segment}"
+            ));
         }
         let same = Spi::get_one::<bool>(
             "select count(*) = 1 and bool_and(f.k = i.\"the \"\"key\") from public.found f, public.\"Order Items; --\" i",
@@ -158,8 +168,10 @@ mod tests {
         run("insert into public.t select 'key number ' || i, repeat('x', 200) from generate_series(1, 5003) i");
         run("create table public.seen (id text, n int)");
         let gather = || {
-            for segment in capture::segments(CHANGE, Direction::Forward) {
-                run(&format!("insert into public.seen select id, count(*) from {segment} group by id; delete from {segment}"));
+            for segment in log::segments(CHANGE, Direction::Forward) {
+                run(&format!(
+                    "insert into public.seen select id, count(*) from {segment} group by id; delete from {segment}"
+                ));
             }
         };
         gather();
@@ -186,7 +198,7 @@ mod tests {
         logs("insert into public.two (id, p) values (3, 2)", "(3,2)");
         logs("update public.t set p = 3 - p", "(1,1) (1,2) (2,1) (2,2) (3,1) (3,2)");
         logs("delete from public.one where id = 2", "(2,1)");
-        logs("truncate public.two", "-");
+        logs("truncate public.two", "(,)");
         run("create function public.never() returns trigger language plpgsql as $$ begin return null; end $$; \
              create trigger n before insert on public.two for each row when (new.id = 3) execute function public.never(); \
              insert into public.one values (4, 1), (5, 1)");
@@ -196,7 +208,9 @@ mod tests {
 
     #[pg_test]
     fn capture_needs_no_right_of_the_writer_and_no_role_escapes_it() {
-        run("create table public.t (id int primary key); create role writer; grant insert, update, select on public.t to writer");
+        run(
+            "create table public.t (id int primary key); create role writer; grant insert, update, select on public.t to writer",
+        );
         watch("public.t", &["id"]);
         run("set local role writer");
         run("insert into public.t values (1)");
@@ -220,19 +234,19 @@ mod tests {
     fn capture_without_a_log_lets_the_application_write() {
         run("create table public.t (id int primary key)");
         watch("public.t", &["id"]);
-        let before = capture::fingerprint(CHANGE, &table("public.t")).unwrap();
-        capture::drop_log(CHANGE, Direction::Forward).unwrap();
+        let before = switch::fingerprint(CHANGE, &table("public.t")).unwrap();
+        log::drop_log(CHANGE, Direction::Forward).unwrap();
         run("insert into public.t values (1)");
         run("truncate public.t");
-        assert_eq!(before, capture::fingerprint(CHANGE, &table("public.t")).unwrap());
-        capture::drop_log(CHANGE, Direction::Forward).unwrap();
+        assert_eq!(before, switch::fingerprint(CHANGE, &table("public.t")).unwrap());
+        log::drop_log(CHANGE, Direction::Forward).unwrap();
     }
 
     #[pg_test]
     fn capture_triggers_that_somebody_touched_are_noticed() {
         run("create table public.t (id int primary key)");
         watch("public.t", &["id"]);
-        let mut last = capture::fingerprint(CHANGE, &table("public.t")).unwrap();
+        let mut last = switch::fingerprint(CHANGE, &table("public.t")).unwrap();
         for touch in [
             "alter table public.t disable trigger user; alter table public.t enable trigger user",
             "alter table public.t enable always trigger migrator_capture_77_update",
@@ -241,36 +255,41 @@ mod tests {
             "drop trigger migrator_capture_77_truncate on public.t",
         ] {
             run(touch);
-            let now = capture::fingerprint(CHANGE, &table("public.t")).unwrap();
+            let now = switch::fingerprint(CHANGE, &table("public.t")).unwrap();
             assert_ne!(last, now, "after {touch}");
             last = now;
         }
         assert!(last.contains("missing"));
-        capture::switch_off(CHANGE, &table("public.t")).unwrap();
-        assert_eq!(Spi::get_one::<i64>("select count(*) from pg_trigger where tgrelid = 'public.t'::regclass"), Ok(Some(0)));
-        assert!(capture::switch_on(CHANGE, Direction::Forward, &table("public.t"), &idents(&["no"]), None).is_err());
+        switch::switch_off(CHANGE, &table("public.t")).unwrap();
+        assert_eq!(
+            Spi::get_one::<i64>("select count(*) from pg_trigger where tgrelid = 'public.t'::regclass"),
+            Ok(Some(0))
+        );
+        assert!(switch::switch_on(CHANGE, Direction::Forward, &table("public.t"), &idents(&["no"]), None).is_err());
     }
 
     #[pg_test]
     fn capture_fences_nobody_for_a_swap_that_is_visible_or_of_another_cluster() {
         run("create table public.t (id int primary key)");
-        capture::create_log(CHANGE, Direction::Reverse, &table("public.t"), &idents(&["id"])).unwrap();
+        log::create_log(CHANGE, Direction::Reverse, &table("public.t"), &idents(&["id"])).unwrap();
         let own = Spi::get_one::<i64>("select pg_current_xact_id()::text::int8").unwrap().unwrap().unsigned_abs();
         for swap in [3, own - 1, own, own + 1_000_000] {
-            capture::switch_on(CHANGE, Direction::Reverse, &table("public.t"), &idents(&["id"]), Some(swap)).unwrap();
+            switch::switch_on(CHANGE, Direction::Reverse, &table("public.t"), &idents(&["id"]), Some(swap)).unwrap();
             run(&format!("insert into public.t values ({})", swap % 1_000_000_007));
             run("truncate public.t");
-            capture::switch_off(CHANGE, &table("public.t")).unwrap();
+            switch::switch_off(CHANGE, &table("public.t")).unwrap();
         }
     }
 
     #[pg_test]
     fn capture_segments_turn_with_the_clock() {
-        assert_eq!([0, 9, 10, 29, 30, -1].map(capture::segment_at), [0, 0, 1, 2, 0, 2]);
+        assert_eq!([0, 9, 10, 29, 30, -1].map(log::segment_at), [0, 0, 1, 2, 0, 2]);
     }
 
     #[pg_test(error = "function migrator._capture was not called as a trigger")]
     fn capture_is_a_trigger_only() {
-        run("create function public.f() returns int language c as '$libdir/migrator', 'migrator_capture'; select public.f()");
+        run(
+            "create function public.f() returns int language c as '$libdir/migrator', 'migrator_capture'; select public.f()",
+        );
     }
 }

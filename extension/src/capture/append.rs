@@ -137,7 +137,8 @@ impl Appender {
     unsafe fn empty_slot(&mut self) -> *mut pg_sys::TupleTableSlot {
         if self.waiting == self.slots.len() {
             // SAFETY: the segment is open.
-            let slot = unsafe { pg_sys::MakeSingleTupleTableSlot((*self.segment).rd_att, &raw const pg_sys::TTSOpsHeapTuple) };
+            let slot =
+                unsafe { pg_sys::MakeSingleTupleTableSlot((*self.segment).rd_att, &raw const pg_sys::TTSOpsHeapTuple) };
             self.slots.push(slot);
         }
         self.slots[self.waiting]

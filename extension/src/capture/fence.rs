@@ -18,7 +18,8 @@ pub fn hides(swap: u64) -> bool {
     // SAFETY: reads of backend-local variables and of shared memory through the functions made for it. An
     // AFTER trigger runs under the snapshot of the statement that fired it (ExecutorFinish, execMain.c).
     unsafe {
-        let whole_transaction = u32::try_from(pg_sys::XactIsoLevel).is_ok_and(|level| level >= pg_sys::XACT_REPEATABLE_READ);
+        let whole_transaction =
+            u32::try_from(pg_sys::XactIsoLevel).is_ok_and(|level| level >= pg_sys::XACT_REPEATABLE_READ);
         if !whole_transaction || !pg_sys::ActiveSnapshotSet() {
             return false;
         }

@@ -29,23 +29,6 @@ comment on function migrator._image_hash(variadic "any") is
     requires = ["tables"]
 );
 
-/// How many arguments a function can have (FUNC_MAX_ARGS of pg_config_manual.h), less a few.
-const ARGUMENTS: usize = 90;
-
-/// A call that hashes these SQL expressions, in their order. Their number is not limited: where there are
-/// more than a function may have arguments, hashes of hashes are taken. Two calls are comparable when they
-/// have equally many expressions.
-pub fn hash_call(expressions: &[String]) -> String {
-    if expressions.is_empty() {
-        return "0::pg_catalog.int8".to_owned();
-    }
-    if expressions.len() <= ARGUMENTS {
-        return format!("migrator._image_hash({})", expressions.join(", "));
-    }
-    let groups: Vec<String> = expressions.chunks(ARGUMENTS).map(hash_call).collect();
-    hash_call(&groups)
-}
-
 #[unsafe(no_mangle)]
 #[doc(hidden)]
 pub extern "C" fn pg_finfo_migrator_image_hash() -> &'static pg_sys::Pg_finfo_record {
@@ -122,7 +105,10 @@ unsafe fn look_up(call: *mut pg_sys::FmgrInfo, count: usize) -> *mut Layout {
         for place in 0..count {
             let type_oid = pg_sys::get_fn_expr_argtype(call, i32::try_from(place).expect("a number of arguments"));
             if type_oid == pg_sys::InvalidOid {
-                crate::raise::raise(Failure::new(code::NOT_SUPPORTED, "migrator._image_hash cannot tell the types of its arguments"));
+                crate::raise::raise(Failure::new(
+                    code::NOT_SUPPORTED,
+                    "migrator._image_hash cannot tell the types of its arguments",
+                ));
             }
             layouts.add(place).write(Layout::of(type_oid));
         }

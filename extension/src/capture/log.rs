@@ -94,7 +94,10 @@ fn owner(table: &Relation) -> Result<Ident, Failure> {
     struct Owner {
         name: Ident,
     }
-    spi::fetch_optional::<Owner>("select r.rolname as name from pg_catalog.pg_roles r where r.oid = $1", &[table.owner().into()])?
-        .map(|owner| owner.name)
-        .ok_or_else(|| Failure::new(code::UNDEFINED_OBJECT, format!("the owner of {} does not exist", table.name.plain())))
+    spi::fetch_optional::<Owner>(
+        "select r.rolname as name from pg_catalog.pg_roles r where r.oid = $1",
+        &[table.owner().into()],
+    )?
+    .map(|owner| owner.name)
+    .ok_or_else(|| Failure::new(code::UNDEFINED_OBJECT, format!("the owner of {} does not exist", table.name.plain())))
 }

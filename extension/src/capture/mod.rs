@@ -9,7 +9,3 @@ mod image;
 pub mod log;
 pub mod switch;
 mod trigger;
-
-pub use image::hash_call;
-pub use log::{Direction, PERIOD, SEGMENTS, create_log, drop_log, segment_at, segments};
-pub use switch::{fingerprint, switch_off, switch_on};

@@ -24,14 +24,24 @@ struct Kind {
 /// The triggers of a captured table. ALWAYS: neither a session nor a restore that sets
 /// `session_replication_role` to `replica` escapes them.
 const STATEMENT: [Kind; 4] = [
-    Kind { word: "insert", event: "insert", each: "referencing new table as migrator_new for each statement", enable: "always" },
+    Kind {
+        word: "insert",
+        event: "insert",
+        each: "referencing new table as migrator_new for each statement",
+        enable: "always",
+    },
     Kind {
         word: "update",
         event: "update",
         each: "referencing old table as migrator_old new table as migrator_new for each statement",
         enable: "always",
     },
-    Kind { word: "delete", event: "delete", each: "referencing old table as migrator_old for each statement", enable: "always" },
+    Kind {
+        word: "delete",
+        event: "delete",
+        each: "referencing old table as migrator_old for each statement",
+        enable: "always",
+    },
     Kind { word: "truncate", event: "truncate", each: "for each statement", enable: "always" },
 ];
 

@@ -134,18 +134,32 @@ unsafe fn row(data: &pg_sys::TriggerData, segment: pg_sys::Oid, key: Vec<i16>) {
 /// TTS_FLAG_EMPTY of executor/tuptable.h
 const TTS_FLAG_EMPTY: u16 = 1 << 1;
 
-/// The rows of one statement. The old and the new rows are walked in step, but nothing depends on their
-/// being in the same order: a key is left out only where it equals one that is logged.
+/// The rows of one statement.
 unsafe fn statement(data: &pg_sys::TriggerData, segment: pg_sys::Oid, key: Vec<i16>) {
     // SAFETY: the transition tables hold rows of the relation's type and live until the trigger returns.
     unsafe {
         let mut old = Rows::of(data.tg_oldtable, data.tg_relation);
         let mut new = Rows::of(data.tg_newtable, data.tg_relation);
-        let mut rows = (Rows::next(&mut old), Rows::next(&mut new));
-        if rows.0.is_none() && rows.1.is_none() {
-            return;
+        let first = (Rows::next(&mut old), Rows::next(&mut new));
+        if first != (None, None)
+            && let Some(mut log) = Appender::open(segment, data.tg_relation, key)
+        {
+            append(&mut log, first, &mut old, &mut new);
+            log.close();
         }
-        let Some(mut log) = Appender::open(segment, data.tg_relation, key) else { return };
+        for rows in [old, new].into_iter().flatten() {
+            pg_sys::ExecDropSingleTupleTableSlot(rows.slot);
+        }
+    }
+}
+
+/// Walks old and new rows in step. Nothing depends on their being in the same order, or equally many (a
+/// trigger can swallow a row on its way to another partition): a key is left out only where it equals one
+/// that is logged.
+unsafe fn append(log: &mut Appender, first: (Row, Row), old: &mut Option<Rows>, new: &mut Option<Rows>) {
+    let mut rows = first;
+    // SAFETY: each slot is filled until the next row of its table is asked for.
+    unsafe {
         loop {
             pgrx::check_for_interrupts!();
             match rows {
@@ -161,16 +175,14 @@ unsafe fn statement(data: &pg_sys::TriggerData, segment: pg_sys::Oid, key: Vec<i
                     log.decode(only);
                     log.key(only);
                 }
-                (None, None) => break,
+                (None, None) => return,
             }
-            rows = (Rows::next(&mut old), Rows::next(&mut new));
-        }
-        log.close();
-        for rows in [old, new].into_iter().flatten() {
-            pg_sys::ExecDropSingleTupleTableSlot(rows.slot);
+            rows = (Rows::next(old), Rows::next(new));
         }
     }
 }
+
+type Row = Option<*mut pg_sys::TupleTableSlot>;
 
 /// A transition table that is being read.
 struct Rows {
@@ -195,7 +207,7 @@ impl Rows {
 
     /// The next row, valid until the one after it is asked for.
     #[inline]
-    unsafe fn next(rows: &mut Option<Self>) -> Option<*mut pg_sys::TupleTableSlot> {
+    unsafe fn next(rows: &mut Option<Self>) -> Row {
         let Rows { store, slot } = rows.as_ref()?;
         // SAFETY: both live until the trigger returns; at the end of the table the slot is cleared.
         unsafe { pg_sys::tuplestore_gettupleslot(*store, true, false, *slot).then_some(*slot) }
@@ -213,8 +225,11 @@ fn uncaptured() {
         return;
     }
     raise::warn(
-        Failure::new(code::UNDEFINED_OBJECT, "a table is captured for a change of migrator whose key log does not exist")
-            .detail("Writes are not affected, and not logged.")
-            .hint("Call migrator.doctor() to see which triggers were left behind, for instance by restoring a dump."),
+        Failure::new(
+            code::UNDEFINED_OBJECT,
+            "a table is captured for a change of migrator whose key log does not exist",
+        )
+        .detail("Writes are not affected, and not logged.")
+        .hint("Call migrator.doctor() to see which triggers were left behind, for instance by restoring a dump."),
     );
 }
