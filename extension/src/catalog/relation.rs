@@ -20,7 +20,7 @@ pub struct Relation {
     pub kind: String,
     /// relpersistence
     pub persistence: String,
-    /// relfilenode: changes when the table is rewritten or truncated.
+    /// relfilenode: changes when the table is rewritten or truncated; 0 for a partitioned table.
     pub filenode: u32,
 }
 
@@ -37,7 +37,7 @@ impl Relation {
     pub fn find(oid: u32) -> Result<Option<Relation>, Failure> {
         spi::fetch_optional(
             "select c.oid::pg_catalog.int8 as oid, n.nspname as schema, c.relname as name, c.relowner::pg_catalog.int8 as owner, \
-             c.relkind as kind, c.relpersistence as persistence, pg_catalog.pg_relation_filenode(c.oid)::pg_catalog.int8 as filenode \
+             c.relkind as kind, c.relpersistence as persistence, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0)::pg_catalog.int8 as filenode \
              from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = $1",
             &[pg_sys::Oid::from(oid).into()],
         )
