@@ -23,6 +23,32 @@ fn create_shadow(
     role::as_extension(|| request.and_then(|request| shape::create_shadow(&request))).or_raise()
 }
 
+/// What create_shadow and the steps after it would do: each statement, its lock and for how long. Leaves nothing behind.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+#[allow(clippy::type_complexity)]
+fn explain(
+    relation: Option<RegClass>,
+    actions: default!(Option<&str>, "NULL"),
+    transform: default!(Option<JsonB>, "'{}'"),
+    reverse: default!(Option<JsonB>, "'{}'"),
+    shadow: default!(Option<RegClass>, "NULL"),
+) -> TableIterator<
+    'static,
+    (
+        name!(ordinal, i32),
+        name!(step, String),
+        name!(object, String),
+        name!(statement, Option<String>),
+        name!(lock, Option<String>),
+        name!(held, Option<String>),
+        name!(note, Option<String>),
+    ),
+> {
+    let request = request(relation, actions, transform, reverse, shadow, None);
+    let rows = role::as_extension(|| request.and_then(|request| shape::explain(&request))).or_raise();
+    TableIterator::new((1..).zip(rows).map(|(ordinal, row)| (ordinal, row.step.to_owned(), row.object, row.statement, row.lock, row.held, row.note)))
+}
+
 fn request(
     relation: Option<RegClass>,
     actions: Option<&str>,

@@ -76,14 +76,26 @@ pub fn read_raw(place: &Place<'_>, raw: Raw, target: Type) -> Result<Expression,
     within(place, || analyze(place, raw, target))
 }
 
-/// Reads a column default (which refers to no column), coerced to the column's type, for `evaluate`.
-/// Without a default of the column its type's counts, if that is a domain with one. Volatile ones are refused.
-pub fn read_default(place: &Place<'_>, raw: Option<Raw>, target: Type) -> Result<Option<String>, Failure> {
+/// Where the default of a column is found.
+#[derive(Debug, Clone, Copy)]
+pub enum Default {
+    /// A DEFAULT clause of a statement that was parsed.
+    Clause(Raw),
+    /// The catalog: of the place's relation, by attnum, or of its type where that is a domain with one.
+    Stored(i16),
+}
+
+/// Reads a column's default (which refers to no column), coerced to the column's type; None where there is none.
+/// Volatile ones are refused.
+pub fn read_default(place: &Place<'_>, default: Default, target: Type) -> Result<Option<String>, Failure> {
     within(place, || {
-        let node = match raw {
-            Some(raw) => transform(None, raw, pg_sys::ParseExprKind::EXPR_KIND_COLUMN_DEFAULT),
-            // SAFETY: a type's oid; NULL for a type without a default.
-            None => unsafe { pg_sys::get_typdefault(pg_sys::Oid::from(target.oid)) },
+        let node = match default {
+            Default::Clause(raw) => transform(None, raw, pg_sys::ParseExprKind::EXPR_KIND_COLUMN_DEFAULT),
+            Default::Stored(attnum) => {
+                let table = Opened::open(place.relation);
+                // SAFETY: the relation is open; build_column_default (rewriteHandler.c) gives a new tree or NULL.
+                unsafe { pg_sys::build_column_default(table.0, i32::from(attnum)) }
+            }
         };
         if node.is_null() {
             return Ok(None);

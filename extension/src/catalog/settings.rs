@@ -27,9 +27,8 @@ const NAMES: &[&str] = &[
 pub fn of_session() -> Vec<(String, String)> {
     let mut settings = vec![("search_path".to_owned(), search_path())];
     settings.extend(NAMES.iter().filter_map(|name| value(name).map(|value| ((*name).to_owned(), value))));
-    // Storage is said in full by every statement, or follows the database.
+    // Where an index goes is said by its definition, or follows the database.
     settings.push(("default_tablespace".to_owned(), String::new()));
-    settings.push(("default_toast_compression".to_owned(), value("default_toast_compression").unwrap_or_else(|| "pglz".to_owned())));
     settings
 }
 

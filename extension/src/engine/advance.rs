@@ -96,10 +96,10 @@ fn next(change: Change) -> Result<Advanced, Failure> {
         load::note(&change, slow.as_ref().map(|(_, reason)| reason.as_str()))?;
     }
     let mut done = match change.state {
-        State::Created => {
-            let state = sync::start(change.clone())?;
-            Ok(Advanced { state: Some(state), step: "sync", ..Advanced::default() })
-        }
+        State::Created => alone(&change, |change| {
+            change.state = sync::start(change.clone())?;
+            step(change, "sync", 0)
+        }),
         State::Syncing => alone(&change, |change| {
             sync::lay_out(change)?;
             step(change, "layout", 0)

@@ -1,8 +1,9 @@
 //! `create_shadow`: from a user's wish to an empty table of the new shape and a plan for every row, all in the
 //! caller's transaction. It reads the catalog only, never a row, and leaves nothing behind when it fails.
 
+use crate::catalog::attempt::attempt;
 use crate::catalog::relation::Relation;
-use crate::catalog::{actions, definition, dependants, role, spi};
+use crate::catalog::{actions, definition, dependants, spi};
 use crate::crash;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::Name;
@@ -13,10 +14,15 @@ use serde::Deserialize;
 mod builds;
 mod checks;
 mod columns;
+mod explain;
 mod keys;
 mod table;
 
 pub use crate::catalog::definition::structure;
+pub use explain::Row;
+
+use columns::Work;
+use table::Steps;
 
 /// Who asks, and under which settings: read before anything is pinned.
 pub struct Session {
@@ -48,6 +54,8 @@ pub struct Request {
 struct Made {
     plan: Plan,
     shadow: Relation,
+    /// What was run.
+    statements: Vec<String>,
 }
 
 /// Makes the shadow and records the change; gives its id. Runs as the extension.
@@ -61,6 +69,23 @@ pub fn create_shadow(request: &Request) -> Result<i64, Failure> {
     Ok(id)
 }
 
+/// What `create_shadow` and all later steps would do; all that was made for the answer is rolled back.
+pub fn explain(request: &Request) -> Result<Vec<Row>, Failure> {
+    let live = checks::table(request)?;
+    checks::wish(request, &live)?;
+    let mut rows = None;
+    let undone = attempt(|| -> Result<(), Failure> {
+        let made = make(request, &live, 0)?;
+        rows = Some(explain::rows(&live, &made)?);
+        Err(Failure::new(code::INTERNAL, "explain rolls back what it made"))
+    });
+    match (rows, undone) {
+        (Some(rows), _) => Ok(rows),
+        (None, Err(failure)) => Err(failure),
+        (None, Ok(())) => unreachable!("the work above always fails"),
+    }
+}
+
 fn make(request: &Request, live: &Relation, id: i64) -> Result<Made, Failure> {
     let name = Name { schema: format!("migrator_shadow_{id}").as_str().into(), name: live.name.name.clone() };
     let parts = match &request.actions {
@@ -69,28 +94,35 @@ fn make(request: &Request, live: &Relation, id: i64) -> Result<Made, Failure> {
     };
     checks::parts(live, &parts)?;
     let before = definition::columns(live.oid)?;
-    let shadow = table::like(live, &name)?;
-    let work = columns::Work { request, live, shadow: &shadow, before: &before, history: columns::history_of_like(&before) };
-    let frozen = work.alter(&parts)?;
+    let steps = Steps::default();
+    let shadow = match request.shadow {
+        Some(made) => table::adopt(&steps, live, &checks::made_by_user(request, live, made)?, &name)?,
+        None => table::like(&steps, live, &name)?,
+    };
+    let history = match request.shadow {
+        Some(_) => columns::history_of_names(&before, &definition::columns(shadow.oid)?),
+        None => columns::history_of_like(&before),
+    };
+    let work = Work { request, live, shadow: &shadow, before: &before, steps: &steps, history };
+    let mut frozen = work.alter(&parts)?;
     let after = definition::columns(shadow.oid)?;
-    let unvalidated = table::set_aside(&shadow)?;
+    if request.shadow.is_some() {
+        frozen = work.freeze_all(&after)?;
+    }
+    let unvalidated = table::set_aside(&steps, &shadow)?;
     let new_columns = work.forward(&after, &parts, &frozen)?;
     let shapes = keys::Shapes { live, shadow: &shadow, before: &before, after: &after, columns: &new_columns };
     let (key, carrier) = shapes.key()?;
     let old_columns = work.backward(&after, &key)?;
     table::assert_inert(&shadow)?;
-    let builds = builds::take(&shadow, carrier)?;
-    let plan = Plan {
-        new_columns,
-        old_columns,
-        key,
-        settings: request.session.settings.clone(),
-        builds,
-        unvalidated,
-        structure: structure(live.oid)?,
-    };
+    table::names_are_free(live, &shadow)?;
+    let builds = builds::take(&steps, &shadow, carrier)?;
+    let settings = request.session.settings.clone();
+    let plan = Plan { new_columns, old_columns, key, settings, builds, unvalidated, structure: structure(live.oid)? };
     dependants::preflight(live.oid, &plan)?;
-    Ok(Made { plan, shadow })
+    // Its storage may have been changed by the actions.
+    let shadow = Relation::get(shadow.oid)?;
+    Ok(Made { plan, shadow, statements: steps.taken() })
 }
 
 #[derive(Deserialize)]
@@ -126,7 +158,7 @@ fn record(request: &Request, live: &Relation, id: i64, made: &Made) -> Result<()
 /// The row of the change. The caller may have set a role: the one whose rights counted is recorded.
 fn insert(request: &Request, live: &Relation, id: i64, made: &Made, plan: &serde_json::Value) -> Result<(), Failure> {
     // Two sessions may begin a change of one table at once: the second waits here for the first, and is told.
-    let inserted = crate::catalog::attempt::attempt(|| {
+    let inserted = attempt(|| {
         spi::execute(
             "insert into migrator.change (id, started_ms, requested_by, table_schema, table_name, live, shadow, actions, transform, reverse, on_ready, plan, state) \
              overriding system value \
@@ -157,11 +189,6 @@ fn insert(request: &Request, live: &Relation, id: i64, made: &Made, plan: &serde
         }
         Err(failure) => Err(failure),
     }
-}
-
-/// Runs one statement as the owner, under the caller's settings.
-fn as_owner(request: &Request, live: &Relation, sql: &str) -> Result<u64, Failure> {
-    role::as_owner(live.owner(), &request.session.settings, || spi::execute(sql, &[]))
 }
 
 /// The relation that was named, if one was.

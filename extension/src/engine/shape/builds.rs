@@ -1,14 +1,19 @@
 //! Indexes and constraints of the shadow: written down, then taken off, so that the copy meets a bare table.
 
+use super::table::Steps;
 use crate::catalog::definition::Index;
 use crate::catalog::relation::Relation;
-use crate::catalog::{definition, spi};
+use crate::catalog::definition;
 use migrator_core::failure::Failure;
 use migrator_core::ident::{Name, literal};
 use migrator_core::plan::Build;
 
 /// Writes down what each index of the shadow is made with, the key's (`carrier`, an oid) first, and drops them all.
-pub fn take(shadow: &Relation, carrier: u32) -> Result<Vec<Build>, Failure> {
+pub fn take(steps: &Steps, shadow: &Relation, carrier: u32) -> Result<Vec<Build>, Failure> {
+    if shadow.kind == "p" {
+        // A partitioned table keeps its indexes: they are those of its partitions, which are the user's.
+        return Ok(vec![]);
+    }
     let mut indexes = definition::indexes(shadow.oid)?;
     indexes.sort_by_key(|index| (index.oid != carrier, index.oid));
     let builds = indexes.iter().map(|index| build(index, &shadow.name, index.oid == carrier)).collect();
@@ -18,7 +23,7 @@ pub fn take(shadow: &Relation, carrier: u32) -> Result<Vec<Build>, Failure> {
         } else {
             format!("drop index {}", Name { schema: shadow.name.schema.clone(), name: index.name.clone() })
         };
-        spi::execute(&sql, &[])?;
+        steps.run(&sql)?;
     }
     Ok(builds)
 }

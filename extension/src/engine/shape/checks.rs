@@ -1,8 +1,9 @@
 //! What is refused before anything is made, each with the way out.
 
 use super::Request;
+use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
-use crate::catalog::{actions, spi};
+use crate::catalog::{actions, role, spi};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{literal, plain};
 use pgrx::pg_sys;
@@ -101,6 +102,58 @@ fn facts(request: &Request, live: &Relation) -> Result<Facts, Failure> {
          where c.oid = $1",
         &[pg_sys::Oid::from(live.oid).into(), request.session.role.into()],
     )
+}
+
+/// The table that the user made to be the shadow, if it can be one. It moves into the shadow's schema, so it is
+/// locked like for any ALTER TABLE until the end of the transaction.
+pub fn made_by_user(request: &Request, live: &Relation, oid: u32) -> Result<Relation, Failure> {
+    #[derive(Deserialize)]
+    struct Facts {
+        has_dependants: bool,
+        other_owner: Option<String>,
+        is_plain: bool,
+    }
+    #[derive(Deserialize)]
+    struct Rows {
+        found: bool,
+    }
+    let made = Relation::get(oid)?;
+    let name = made.name.plain();
+    let unfit = |what: &str| Failure::new(code::INVALID_PARAMETER, format!("{name} cannot be the shadow of {}: {what}", live.name.plain()));
+    if made.oid == live.oid {
+        return Err(unfit("it is that table itself"));
+    }
+    if !matches!(made.kind.as_str(), "r" | "p") {
+        return Err(unfit("it is not a table").hint("Make an ordinary or a partitioned table with the new shape."));
+    }
+    lock::relation(Wanted { relation: oid, mode: Mode::AccessExclusive });
+    no_open_change(&made)?;
+    let facts: Facts = spi::fetch_one(
+        "select exists (select from pg_catalog.pg_depend d where d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = c.oid \
+             and d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass) as has_dependants, \
+           (select pg_catalog.pg_get_userbyid(t.relowner) from pg_catalog.pg_class t where t.relowner <> l.relowner and \
+             t.oid in (select c.oid union select p.relid from pg_catalog.pg_partition_tree(c.oid) p) limit 1) as other_owner, \
+           c.relpersistence <> 't' and not c.relispartition and c.reloftype = 0 and n.nspname not in ('pg_catalog', 'information_schema', 'migrator') \
+             and not exists (select from pg_catalog.pg_inherits i where i.inhrelid = c.oid or i.inhparent = c.oid and c.relkind <> 'p') as is_plain \
+         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace, pg_catalog.pg_class l where c.oid = $1 and l.oid = $2",
+        &[pg_sys::Oid::from(oid).into(), pg_sys::Oid::from(live.oid).into()],
+    )?;
+    if let Some(owner) = facts.other_owner {
+        return Err(unfit(&format!("it, or a partition of it, belongs to {}", plain(&owner))).hint("Both tables need one owner: alter table … owner to …;"));
+    }
+    if !facts.is_plain {
+        return Err(unfit("it is temporary, a partition, a typed table, or takes part in table inheritance"));
+    }
+    if facts.has_dependants {
+        return Err(unfit("a view or rule stands on it").hint("Drop it, and create it again on the table after the swap."));
+    }
+    let rows: Rows = role::as_owner(live.owner(), &request.session.settings, || {
+        spi::fetch_one(&format!("select exists (select from {}) as found", made.name), &[])
+    })?;
+    if rows.found {
+        return Err(unfit("it is not empty").hint(format!("Its rows are to come from {}: truncate {};", live.name.plain(), made.name)));
+    }
+    Ok(made)
 }
 
 #[derive(Deserialize)]

@@ -4,9 +4,10 @@
 //! would look like a column lost and a column found.
 
 use super::Request;
+use super::table::Steps;
 use crate::catalog::actions::Part;
 use crate::catalog::definition::{self, Column};
-use crate::catalog::expression::{self, Place, Shape, Type};
+use crate::catalog::expression::{self, Default, Place, Shape, Type};
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
 use migrator_core::failure::{Failure, code};
@@ -25,6 +26,8 @@ pub struct Work<'a> {
     pub shadow: &'a Relation,
     /// The live table's columns.
     pub before: &'a [Column],
+    /// What is run is remembered here.
+    pub steps: &'a Steps,
     /// Column of the shadow (attnum) → index in `before`.
     pub history: HashMap<i16, usize>,
 }
@@ -42,7 +45,8 @@ impl Work<'_> {
                     return Err(self.not_constant(&added.name, &format!("it takes its values from a sequence ({kind})")));
                 }
             }
-            super::as_owner(self.request, self.live, &format!("alter table {} {}", self.shadow.name, part.text))?;
+            let sql = format!("alter table {} {}", self.shadow.name, part.text);
+            role::as_owner(self.live.owner(), &self.request.session.settings, || self.steps.run(&sql))?;
             if part.added.is_empty() {
                 continue;
             }
@@ -50,7 +54,8 @@ impl Work<'_> {
             for added in &part.added {
                 let Some(column) = columns.iter().find(|column| column.name.as_str() == added.name) else { continue };
                 let known = column.generated || added.counted.is_some() || self.given(&self.request.transform, &added.name).is_some();
-                if !known && let Some(sql) = self.freeze(column, added.default)? {
+                let default = added.default.map_or(Default::Stored(column.attnum), Default::Clause);
+                if !known && let Some(sql) = self.freeze(column, default)? {
                     frozen.insert(column.attnum, sql);
                 }
             }
@@ -58,9 +63,26 @@ impl Work<'_> {
         Ok(frozen)
     }
 
+    /// The same for the columns that only a table made by the user has.
+    pub fn freeze_all(&self, after: &[Column]) -> Result<Frozen, Failure> {
+        let mut frozen = Frozen::new();
+        for column in after.iter().filter(|column| self.old_of(column).is_none() && !column.generated) {
+            if self.given(&self.request.transform, column.name.as_str()).is_some() {
+                continue;
+            }
+            if column.identity {
+                return Err(self.not_constant(column.name.as_str(), "it takes its values from a sequence (identity)"));
+            }
+            if let Some(sql) = self.freeze(column, Default::Stored(column.attnum))? {
+                frozen.insert(column.attnum, sql);
+            }
+        }
+        Ok(frozen)
+    }
+
     /// The value that a default has now, as a literal of the column's type. PostgreSQL does the same when it adds a
     /// column with a STABLE default: now() is the time of the ALTER TABLE for every row.
-    fn freeze(&self, column: &Column, default: Option<expression::Raw>) -> Result<Option<String>, Failure> {
+    fn freeze(&self, column: &Column, default: Default) -> Result<Option<String>, Failure> {
         #[derive(Deserialize)]
         struct Value {
             value: String,
