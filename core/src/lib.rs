@@ -4,6 +4,8 @@
 //! This crate never does I/O and never imports pgrx, so that plain `cargo test` covers every rule.
 //! Both the extension and the agent use it: a rule stands once.
 
+pub mod columns;
+pub mod dependant;
 pub mod failure;
 pub mod ident;
 pub mod plan;

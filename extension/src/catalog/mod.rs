@@ -2,7 +2,9 @@
 
 pub mod attempt;
 pub mod dependants;
+pub mod fingerprint;
 pub mod lock;
 pub mod relation;
 pub mod role;
 pub mod spi;
+pub mod view_text;
