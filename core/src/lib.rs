@@ -5,6 +5,8 @@
 //! Both the extension and the agent use it: a rule stands once.
 
 pub mod batch;
+pub mod columns;
+pub mod dependant;
 pub mod failure;
 pub mod ident;
 pub mod key;
