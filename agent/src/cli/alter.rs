@@ -6,7 +6,6 @@ use super::{Outcome, run};
 use crate::db::Limits;
 use crate::engine::interruptible;
 use crate::store::{Store, Wish};
-use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use tracing::info;
@@ -109,7 +108,7 @@ impl Alter {
                 info!(reason = %trouble, "not possible in place");
                 Ok(false)
             }
-            Err(trouble) => Err(trouble).context("cannot change the table in place"),
+            Err(trouble) => Err(trouble.into()),
         }
     }
 

@@ -27,7 +27,7 @@ impl Config {
         toml::from_str(&text)
             // The parser quotes the line, which may hold a password; its message and place are enough.
             .map_err(|error| {
-                let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+                let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
                 anyhow::anyhow!("{}, near line {line}: {}", path.display(), error.message())
             })
     }

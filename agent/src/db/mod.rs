@@ -1,6 +1,7 @@
 //! Connections: what a connection string and its surroundings mean, encryption, sessions and their settings,
 //! and what went wrong in words a program can decide by. Knows nothing of changes.
 
+pub mod certificate;
 pub mod conninfo;
 pub mod keyword;
 pub mod passfile;

@@ -95,10 +95,12 @@ impl Target {
                 }),
             };
         }
+        let tls = tls(&settings, around)?;
+        tls.attempts(servers.iter().all(|server| matches!(server.place, Place::Unix(_))))?;
         let seconds = |name| Ok(number(&settings, name)?.map(Duration::from_secs));
         Ok(Target {
             servers,
-            tls: tls(&settings, around)?,
+            tls,
             options: get("options").map(str::to_owned),
             // libpq waits for ever unless told; a program that nobody watches must not. 0 is libpq's "for ever".
             connect_timeout: match number(&settings, "connect_timeout")? {
@@ -359,8 +361,10 @@ mod tests {
     #[test]
     fn sslmode_and_its_companions() {
         let tls = |text: &str, variables: &[(&str, &str)]| Target::resolve(text, &around(variables)).map(|t| t.tls);
+        assert!(tls("host=db sslmode=verify-ca", &[]).is_err(), "nobody to trust");
+        assert!(tls("host=/run sslmode=verify-ca", &[]).is_ok(), "a socket needs nobody");
         assert_eq!(tls("", &[]).unwrap().mode, SslMode::Prefer);
-        assert_eq!(tls("", &[("PGSSLMODE", "verify-ca")]).unwrap().mode, SslMode::VerifyCa);
+        assert_eq!(tls("sslrootcert=/r", &[("PGSSLMODE", "verify-ca")]).unwrap().mode, SslMode::VerifyCa);
         assert_eq!(tls("sslmode=disable", &[("PGSSLMODE", "require")]).unwrap().mode, SslMode::Disable);
         assert_eq!(tls("sslrootcert=system", &[]).unwrap().mode, SslMode::VerifyFull);
         assert!(tls("sslrootcert=system sslmode=require", &[]).is_err());

@@ -1,17 +1,15 @@
 //! Encryption by libpq's rules: what each sslmode tries in which order, and what it demands of a certificate.
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
-use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
+use super::certificate::Checker;
+use super::conninfo::Bad;
+use rustls::ClientConfig;
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_postgres_rustls::MakeRustlsConnect;
-
-use super::conninfo::Bad;
 
 /// libpq's sslmode, weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,31 +117,32 @@ impl Tls {
     /// A connector that demands this much.
     pub fn connector(&self, trust: Trust) -> Result<MakeRustlsConnect, Bad> {
         let provider = Arc::new(ring::default_provider());
-        let checker = Checker {
-            trust,
-            trusted: if trust == Trust::Anyone { Vec::new() } else { self.trusted()? },
-            algorithms: provider.signature_verification_algorithms,
-        };
-        let builder = ClientConfig::builder_with_provider(provider)
+        let trusted = if trust == Trust::Anyone { Vec::new() } else { self.trusted()? };
+        let checker = Checker::new(trust, trusted, provider.signature_verification_algorithms)?;
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .expect("ring has cipher suites for TLS 1.2 and 1.3")
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(checker.with_roots()?));
-        let mut config = match &self.certificate {
+            .with_custom_certificate_verifier(Arc::new(checker));
+        let mut config = match self.own_certificate(&provider)? {
             None => builder.with_no_client_auth(),
-            Some(path) => {
-                let certificates = certificates("client certificate", path)?;
-                let key = self.key.as_deref().ok_or(Bad::Together("sslcert is given without sslkey"))?;
-                let key = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable("client key", key, &error))?;
-                builder
-                    .with_client_auth_cert(certificates, key)
-                    .map_err(|error| unreadable("client certificate", path, &error))?
-            }
+            Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own))),
         };
         if self.negotiation == Negotiation::Direct {
             config.alpn_protocols = vec![b"postgresql".to_vec()];
         }
         Ok(MakeRustlsConnect::new(config))
+    }
+
+    /// The server judges it, so it is not parsed here: OpenSSL makes certificates of version 1 too.
+    fn own_certificate(&self, provider: &CryptoProvider) -> Result<Option<CertifiedKey>, Bad> {
+        let Some(path) = &self.certificate else { return Ok(None) };
+        let chain = certificates("client certificate", path)?;
+        let key = self.key.as_deref().ok_or(Bad::Together("sslcert is given without sslkey"))?;
+        let unusable = |error: &dyn std::fmt::Display| unreadable("client key", key, error);
+        let pem = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(&error))?;
+        let key = provider.key_provider.load_private_key(pem).map_err(|error| unusable(&error))?;
+        Ok(Some(CertifiedKey::new(chain, key)))
     }
 
     fn trusted(&self) -> Result<Vec<CertificateDer<'static>>, Bad> {
@@ -168,96 +167,6 @@ fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
         Ok(found) if found.is_empty() => Err(unreadable(what, path, &"it holds no certificate")),
         Ok(found) => Ok(found),
         Err(error) => Err(unreadable(what, path, &error)),
-    }
-}
-
-#[derive(Debug)]
-struct Checker {
-    trust: Trust,
-    trusted: Vec<CertificateDer<'static>>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-#[derive(Debug)]
-struct RootedChecker {
-    checker: Checker,
-    roots: RootCertStore,
-}
-
-impl Checker {
-    fn with_roots(self) -> Result<RootedChecker, Bad> {
-        let mut roots = RootCertStore::empty();
-        let (usable, _) = roots.add_parsable_certificates(self.trusted.iter().cloned());
-        if usable == 0 && self.trust != Trust::Anyone {
-            return Err(Bad::Together("none of the trusted certificates could be understood"));
-        }
-        Ok(RootedChecker { checker: self, roots })
-    }
-}
-
-impl RootedChecker {
-    /// Vouched for by an authority, or itself among the trusted ones: a self-signed server certificate that serves as
-    /// its own root is common with PostgreSQL, and webpki alone refuses it for being an authority's.
-    fn vouched(
-        &self,
-        end: &CertificateDer<'_>,
-        parsed: &ParsedCertificate<'_>,
-        between: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), Error> {
-        use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
-        let algorithms = self.checker.algorithms.all;
-        let is_itself_trusted = self.checker.trusted.iter().any(|trusted| trusted.as_ref() == end.as_ref());
-        match verify_server_cert_signed_by_trust_anchor(parsed, &self.roots, between, now, algorithms) {
-            // webpki looks at the dates before it looks at what the certificate is for.
-            Err(Error::InvalidCertificate(
-                error @ (Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
-            )) => Err(Error::InvalidCertificate(error)),
-            Err(_) if is_itself_trusted => Ok(()),
-            verdict => verdict,
-        }
-    }
-}
-
-impl ServerCertVerifier for RootedChecker {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        if self.checker.trust != Trust::Anyone {
-            let parsed = ParsedCertificate::try_from(end_entity)?;
-            self.vouched(end_entity, &parsed, intermediates, now)?;
-            if self.checker.trust == Trust::Host {
-                verify_server_name(&parsed, server_name)?;
-            }
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.checker.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.checker.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.checker.algorithms.supported_schemes()
     }
 }
 

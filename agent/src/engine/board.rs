@@ -25,9 +25,19 @@ struct Card {
     quiet: bool,
     /// Workers that are at it.
     active: usize,
-    /// Only a person can help; cleared when the change's state changes.
-    stopped: bool,
+    stopped: Stopped,
     delays: Option<(Action, ExponentialBackoff)>,
+}
+
+/// Whether only a person can help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    /// No.
+    No,
+    /// Yes; what the change's state is now will be known at the next look.
+    Just,
+    /// Yes, and a change of its state since then means that somebody did something.
+    Seen,
 }
 
 /// A worker's turn.
@@ -58,8 +68,10 @@ impl Board {
             match self.cards.get_mut(&change.change) {
                 Some(card) => {
                     let before = (&card.change.state, &card.change.phase, &card.change.state_since);
-                    if before != (&change.state, &change.phase, &change.state_since) {
-                        card.stopped = false;
+                    if card.stopped == Stopped::Just {
+                        card.stopped = Stopped::Seen;
+                    } else if before != (&change.state, &change.phase, &change.state_since) {
+                        card.stopped = Stopped::No;
                         // Somebody decided something: a resting change may have work now.
                         card.due = card.due.min(now);
                     }
@@ -73,7 +85,7 @@ impl Board {
                         due: now,
                         quiet: false,
                         active: 0,
-                        stopped: false,
+                        stopped: Stopped::No,
                         delays: None,
                     };
                     self.cards.insert(change.change, card);
@@ -119,7 +131,7 @@ impl Board {
                 next.unwrap_or(Duration::from_secs(30))
             }
             Action::Over | Action::Stop => {
-                card.stopped = true;
+                card.stopped = Stopped::Just;
                 Duration::ZERO
             }
         };
@@ -136,7 +148,7 @@ impl Board {
 impl Card {
     /// Whether a worker may take it when it is due.
     fn is_open(&self) -> bool {
-        self.change.can_advance() && !self.stopped && !(self.quiet && self.active > 0)
+        self.change.can_advance() && self.stopped == Stopped::No && !(self.quiet && self.active > 0)
     }
 }
 

@@ -181,7 +181,14 @@ impl Worker {
                 info!(change, sqlstate, error = %unfit, retry_in = ?rest, "call will be repeated");
             }
             Action::Stop => {
-                error!(change, sqlstate, error = %unfit, "change stopped; other changes go on");
+                let (detail, hint) = match &unfit {
+                    Unfit::Trouble(trouble) => {
+                        let answer = trouble.answer();
+                        (answer.and_then(|a| a.detail.clone()), answer.and_then(|a| a.hint.clone()))
+                    }
+                    _ => (None, unfit.hint()),
+                };
+                error!(change, sqlstate, error = %unfit, detail, hint, "change stopped; other changes go on");
                 let detail = match &unfit {
                     Unfit::Trouble(trouble) => json!({"sqlstate": sqlstate, "answer": trouble.answer()}),
                     _ => json!({"hint": unfit.hint()}),
