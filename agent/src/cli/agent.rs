@@ -37,7 +37,7 @@ impl Agent {
         }
         info!(target_database = %context.target, jobs, version = env!("CARGO_PKG_VERSION"), "agent started");
         let drive = Drive::new(context.target.clone(), Goal::Every, jobs, context.signals.clone());
-        match drive.run(|_| {}).await {
+        match drive.run(|_, _| {}).await {
             End::Failed(unfit) => Err(unfit.into()),
             End::Settled | End::Blocked | End::Interrupted => {
                 info!("agent stopped");

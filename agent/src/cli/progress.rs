@@ -41,9 +41,11 @@ impl Progress {
         Progress { shown, pace: Pace::default() }
     }
 
-    /// Shows where the change stands now.
-    pub fn show(&mut self, change: &Change, now: Instant) {
+    /// Shows where the change stands now, and why it does not go on, if it does not.
+    pub fn show(&mut self, change: &Change, reason: Option<&str>, now: Instant) {
         let rate = self.pace.rate(&change.phase, change.rows_done, now);
+        // What a paused or blocked change waits for, its row says; what one that is driven waits for, its last call.
+        let reason = if change.can_advance() { reason } else { change.waits_for.as_deref() };
         match &mut self.shown {
             Shown::Nothing => {}
             Shown::Bar(bar) => {
@@ -51,12 +53,12 @@ impl Progress {
                 // Between 0 and 1000, so exact.
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
                 bar.set_position((change.progress.unwrap_or(0.0).clamp(0.0, 1.0) * 1000.0) as u64);
-                bar.set_message(figures(change, rate));
+                bar.set_message(figures(change, rate, reason));
             }
             Shown::Lines { last } => {
                 let due = last.as_ref().is_none_or(|(at, state)| *state != change.state || now >= *at + EVERY);
                 if due {
-                    eprintln!("{} {}: {}", change.relation, change.state, figures(change, rate));
+                    eprintln!("{} {}: {}", change.relation, change.state, figures(change, rate, reason));
                     *last = Some((now, change.state.clone()));
                 }
             }
@@ -71,7 +73,7 @@ impl Progress {
     }
 }
 
-fn figures(change: &Change, rate: Option<f64>) -> String {
+fn figures(change: &Change, rate: Option<f64>, reason: Option<&str>) -> String {
     let mut parts = vec![percent(change)];
     if change.rows_done.is_some() {
         parts.push(format!("{} of {} rows", count(change.rows_done), count(change.rows_total)));
@@ -84,8 +86,8 @@ fn figures(change: &Change, rate: Option<f64>) -> String {
     if change.eta_seconds.is_some() {
         parts.push(format!("{} to go", eta(change)));
     }
-    if let Some(reason) = change.waits_for.as_deref().filter(|reason| !reason.is_empty()) {
-        parts.push(format!("waits for {reason}"));
+    if let Some(reason) = reason.filter(|reason| !reason.is_empty()) {
+        parts.push(format!("waits: {reason}"));
     }
     parts.join(", ")
 }

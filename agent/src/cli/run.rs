@@ -28,9 +28,9 @@ pub async fn to_the_end(
     let mut progress = Progress::new(output.json || context.quiet, &context.log);
     let drive = Drive::new(context.target.clone(), Goal::Change(change), jobs, context.signals.clone());
     let end = drive
-        .run(|changes| {
+        .run(|changes, reason| {
             if let Some(change) = changes.first() {
-                progress.show(change, Instant::now());
+                progress.show(change, reason, Instant::now());
             }
         })
         .await;

@@ -4,7 +4,7 @@
 //! time, when it is due.
 
 use super::decide::Action;
-use crate::store::Change;
+use crate::store::{Advance, Change};
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -27,6 +27,8 @@ struct Card {
     active: usize,
     stopped: Stopped,
     delays: Option<(Action, ExponentialBackoff)>,
+    /// Why the last call did nothing.
+    reason: Option<String>,
 }
 
 /// Whether only a person can help.
@@ -87,6 +89,7 @@ impl Board {
                         active: 0,
                         stopped: Stopped::No,
                         delays: None,
+                        reason: None,
                     };
                     self.cards.insert(change.change, card);
                 }
@@ -107,11 +110,14 @@ impl Board {
     }
 
     /// A worker's turn is over. Returns how long the change now rests, for the log.
-    pub fn give_back(&mut self, change: i64, step: Option<&str>, action: Action, now: Instant) -> Duration {
+    pub fn give_back(&mut self, change: i64, call: Option<&Advance>, action: Action, now: Instant) -> Duration {
         let Some(card) = self.cards.get_mut(&change) else { return Duration::ZERO };
         card.active -= 1;
-        if let Some(step) = step.filter(|step| !matches!(*step, "wait" | "idle")) {
-            step.clone_into(&mut card.step);
+        if let Some(call) = call {
+            if call.is_work() {
+                card.step.clone_from(&call.step);
+            }
+            card.reason = call.reason.clone().filter(|reason| !call.done && !reason.is_empty());
         }
         card.quiet = !matches!(action, Action::Again);
         let rest = match action {
@@ -139,6 +145,11 @@ impl Board {
         rest
     }
 
+    /// Why the last call for a change did nothing, if it did nothing.
+    pub fn reason(&self, change: i64) -> Option<&str> {
+        self.cards.get(&change).and_then(|card| card.reason.as_deref())
+    }
+
     /// When the next change is due.
     pub fn next_due(&self) -> Option<Instant> {
         self.cards.values().filter(|card| card.is_open()).map(|card| card.due).min()
@@ -163,6 +174,10 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
+    fn call(step: &str, reason: Option<&str>) -> Advance {
+        Advance { step: step.into(), reason: reason.map(str::to_owned), ..Advance::default() }
+    }
+
     fn taken(board: &mut Board, now: Instant) -> Option<i64> {
         board.take(now).map(|turn| turn.change)
     }
@@ -182,10 +197,12 @@ mod tests {
         board.refresh(&[change(1, "indexing")], now);
         assert_eq!(board.take(now), Some(Turn { change: 1, name: "indexing:1".to_owned() }));
         taken(&mut board, now).unwrap();
-        board.give_back(1, Some("wait"), Action::Wait(Duration::from_secs(1)), now);
+        board.give_back(1, Some(&call("wait", Some("a hold"))), Action::Wait(Duration::from_secs(1)), now);
+        assert_eq!(board.reason(1), Some("a hold"));
         assert_eq!(taken(&mut board, now), None, "not due");
         assert_eq!(taken(&mut board, now + Duration::from_secs(1)), None, "somebody is still at it");
-        board.give_back(1, Some("build"), Action::Again, now);
+        board.give_back(1, Some(&call("build", None)), Action::Again, now);
+        assert_eq!(board.reason(1), None);
         assert_eq!(board.take(now).unwrap().name, "build:1");
         assert_eq!(taken(&mut board, now), Some(1), "there is work again, so for everybody");
     }

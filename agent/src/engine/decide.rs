@@ -52,14 +52,13 @@ pub fn decide(observation: &Observation<'_>) -> Action {
         Observation::Failed(Class::Stop) => return Action::Stop,
     };
     let wait = Duration::from_millis(advance.wait_ms.unwrap_or(0).max(0).unsigned_abs()).min(LONGEST_WAIT);
-    let idle = matches!(advance.step.as_str(), "wait" | "idle");
     if State::parse(&advance.state).is_some_and(|state| !state.is_open()) {
         Action::Over
     } else if advance.done {
         Action::Rest(wait.max(STEP_IN))
     } else if !wait.is_zero() {
         Action::Wait(wait)
-    } else if idle {
+    } else if !advance.is_work() {
         Action::Wait(LEAST_WAIT)
     } else {
         Action::Again

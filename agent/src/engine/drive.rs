@@ -61,8 +61,9 @@ impl Drive {
         Drive { shared: Arc::new(shared), jobs, signals }
     }
 
-    /// Works until the goal is reached or somebody stops it. `show` sees the changes once a second.
-    pub async fn run(self, mut show: impl FnMut(&[Change])) -> End {
+    /// Works until the goal is reached or somebody stops it. `show` sees the changes once a second,
+    /// and why the first of them does not go on just now, if it does not.
+    pub async fn run(self, mut show: impl FnMut(&[Change], Option<&str>)) -> End {
         let mut workers = JoinSet::new();
         for number in 0..self.jobs {
             workers.spawn(Worker::new(Arc::clone(&self.shared), number).run());
@@ -96,7 +97,7 @@ impl Drive {
     }
 
     /// Keeps the board up to date until the drive stops.
-    async fn look(&self, show: &mut impl FnMut(&[Change])) {
+    async fn look(&self, show: &mut impl FnMut(&[Change], Option<&str>)) {
         let delays = ExponentialBuilder::new().with_min_delay(LOOK).with_max_delay(Duration::from_secs(30));
         let delays = delays.without_max_times().with_jitter();
         let mut waits = delays.build();
@@ -127,7 +128,11 @@ impl Drive {
         self.say_goodbye(store).await;
     }
 
-    async fn look_once(&self, store: &mut Option<Store>, show: &mut impl FnMut(&[Change])) -> Result<(), Unfit> {
+    async fn look_once(
+        &self,
+        store: &mut Option<Store>,
+        show: &mut impl FnMut(&[Change], Option<&str>),
+    ) -> Result<(), Unfit> {
         let store = match store {
             Some(store) => store,
             none => none.insert(Store::open(&self.shared.target, "look", Limits::Short).await?),
@@ -141,9 +146,14 @@ impl Drive {
                 Some(_) => {}
             }
         }
-        let new = locked(&self.shared.board).refresh(&changes, Instant::now());
+        let (new, reason) = {
+            let mut board = locked(&self.shared.board);
+            let new = board.refresh(&changes, Instant::now());
+            let first = changes.first().filter(|change| change.can_advance());
+            (new, first.and_then(|change| board.reason(change.change).map(str::to_owned)))
+        };
         self.shared.wake.notify_waiters();
-        show(&changes);
+        show(&changes, reason.as_deref());
         for change in changes.iter().filter(|change| new.contains(&change.change)) {
             info!(change = change.change, relation = change.relation, state = change.state, "driving a change");
             let detail = json!({"jobs": self.jobs, "pid": std::process::id(), "state": change.state});

@@ -97,8 +97,7 @@ impl Worker {
             Ok(advance) => decide(&Observation::Advanced(advance)),
             Err(unfit) => decide(&Observation::Failed(class_of(unfit))),
         };
-        let step = outcome.as_ref().ok().map(|advance| advance.step.clone());
-        let rest = locked(&self.shared.board).give_back(change, step.as_deref(), action, Instant::now());
+        let rest = locked(&self.shared.board).give_back(change, outcome.as_ref().ok(), action, Instant::now());
         match outcome {
             Ok(advance) => {
                 self.away_since = None;

@@ -17,7 +17,7 @@ pub struct Change {
     pub state: String,
     /// Where it stands, paused or not.
     pub phase: String,
-    /// 0 to 1 of the phase.
+    /// 0 to 1 of the whole way to the swap.
     pub progress: Option<f64>,
     /// Rows done in the phase.
     pub rows_done: Option<i64>,
@@ -87,6 +87,13 @@ pub struct Advance {
     pub reason: Option<String>,
     /// SQL to run outside a transaction first.
     pub statement: Option<String>,
+}
+
+impl Advance {
+    /// Whether the call did something.
+    pub fn is_work(&self) -> bool {
+        !matches!(self.step.as_str(), "wait" | "idle")
+    }
 }
 
 /// A row of `migrator.explain`.
