@@ -1,0 +1,48 @@
+//! `migrator agent`
+
+use super::Outcome;
+use super::context::Context;
+use super::run::default_jobs;
+use crate::db::{Class, Limits};
+use crate::engine::{Drive, End, Goal};
+use crate::store::Unfit;
+use clap::Args;
+use tracing::{info, warn};
+
+/// Run as a daemon: drive every open change until it is ready, keep ready and swapped ones in step
+///
+/// Changes that were created with on_ready => 'swap' are swapped too. Any number of agents may run for one database.
+/// SIGTERM or SIGINT: finish the batch in hand, then exit; a second one ends it at once. After a kill the next agent
+/// goes on where the last one was.
+///
+/// Example: migrator agent --database postgresql://db/shop --jobs 4 --log-format json
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct Agent {
+    /// Connections for work, beside one that looks [default: the cores of this machine, 2 to 4]
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
+}
+
+impl Agent {
+    pub(super) async fn run(self, context: Context) -> anyhow::Result<Outcome> {
+        let jobs = self.jobs.or(context.jobs).unwrap_or_else(default_jobs).max(1);
+        // What is wrong from the start is said at once; a server that is not up yet is waited for.
+        match context.store("look", Limits::Short).await {
+            Ok(_) => {}
+            Err(Unfit::Trouble(trouble)) if trouble.class() != Class::Stop => {
+                warn!(error = %trouble, "the server cannot be reached yet");
+            }
+            Err(unfit) => return Err(unfit.into()),
+        }
+        info!(target_database = %context.target, jobs, version = env!("CARGO_PKG_VERSION"), "agent started");
+        let drive = Drive::new(context.target.clone(), Goal::Every, jobs, context.signals.clone());
+        match drive.run(|_, _| {}).await {
+            End::Failed(unfit) => Err(unfit.into()),
+            End::Settled | End::Blocked | End::Interrupted => {
+                info!("agent stopped");
+                Ok(Outcome::Done)
+            }
+        }
+    }
+}

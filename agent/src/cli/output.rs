@@ -1,0 +1,124 @@
+//! stdout: tables for people, one JSON document for machines.
+
+use crate::store::Change;
+use clap::Args;
+use comfy_table::{ContentArrangement, Table, presets};
+use indicatif::{FormattedDuration, HumanCount};
+use serde_json::Value;
+use std::io::Write;
+use std::time::Duration;
+
+/// How a command's result is written.
+#[derive(Debug, Args)]
+pub struct Output {
+    /// Write one JSON document: {"version": 1, …}
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Writes a line of data. A reader that has gone away ends the program quietly, as it does any filter.
+pub fn line(text: &str) {
+    if writeln!(std::io::stdout(), "{text}").is_err() {
+        std::process::exit(2);
+    }
+}
+
+/// Writes a document with the version of its form. Keys may be added without a new version.
+pub fn document(content: &Value) {
+    line(&versioned(content).to_string());
+}
+
+fn versioned(content: &Value) -> Value {
+    let mut document = serde_json::json!({ "version": 1 });
+    if let (Value::Object(document), Value::Object(content)) = (&mut document, content) {
+        document.extend(content.clone());
+    }
+    document
+}
+
+/// Writes a table as wide as the terminal allows, or as wide as it needs to be where there is none.
+pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING.to_owned()).set_header(header.to_vec());
+    if let Some((_, width)) = console::Term::stdout().size_checked() {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+    }
+    table.add_rows(rows);
+    line(table.to_string().trim_end());
+}
+
+/// What a person reads instead of nothing.
+pub fn or_dash(text: Option<&str>) -> String {
+    text.filter(|text| !text.is_empty()).unwrap_or("-").to_owned()
+}
+
+/// `2026-01-31 12:00:00+00`, without the fraction.
+pub fn moment(text: Option<&str>) -> String {
+    let Some(text) = text else { return "-".to_owned() };
+    let text = text.replacen('T', " ", 1);
+    match text.split_once('.') {
+        Some((seconds, rest)) => {
+            let zone = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+            format!("{seconds}{zone}")
+        }
+        None => text,
+    }
+}
+
+/// `41 %`.
+pub fn percent(change: &Change) -> String {
+    change.progress.map_or_else(|| "-".to_owned(), |progress| format!("{:.0} %", progress.clamp(0.0, 1.0) * 100.0))
+}
+
+/// Time to go.
+pub fn eta(change: &Change) -> String {
+    let time = change.eta_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.map_or_else(|| "-".to_owned(), |time| FormattedDuration(time).to_string())
+}
+
+/// `1,234,567`.
+pub fn count(number: Option<i64>) -> String {
+    number.and_then(|number| u64::try_from(number).ok()).map_or_else(|| "-".to_owned(), |n| HumanCount(n).to_string())
+}
+
+/// The changes in a table, and below it what somebody should know of each.
+pub fn changes(changes: &[Change]) {
+    let row = |change: &Change| {
+        let rows = match (change.rows_done, change.rows_total) {
+            (None, None) => "-".to_owned(),
+            (done, total) => format!("{} / {}", count(done), count(total)),
+        };
+        vec![
+            change.change.to_string(),
+            change.kind.clone(),
+            change.relation.clone(),
+            change.state.clone(),
+            percent(change),
+            rows,
+            count(change.backlog),
+            eta(change),
+            or_dash(change.waits_for.as_deref()),
+            or_dash(change.next_step.as_deref()),
+        ]
+    };
+    let header = ["CHANGE", "KIND", "TABLE", "STATE", "DONE", "ROWS", "BACKLOG", "ETA", "WAITS FOR", "NEXT STEP"];
+    table(&header, changes.iter().map(row));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_document_begins_with_its_version() {
+        assert_eq!(versioned(&json!({"changes": []})), json!({"version": 1, "changes": []}));
+    }
+
+    #[test]
+    fn moments_lose_their_fraction() {
+        assert_eq!(moment(Some("2026-01-31T12:00:00.123456+00:00")), "2026-01-31 12:00:00+00:00");
+        assert_eq!(moment(Some("2026-01-31T12:00:00+00:00")), "2026-01-31 12:00:00+00:00");
+        assert_eq!(moment(None), "-");
+    }
+}

@@ -1,0 +1,65 @@
+//! `migrator status`
+
+use super::Outcome;
+use super::context::Context;
+use super::output::{self, Output, moment, or_dash};
+use super::selector::Select;
+use crate::db::Limits;
+use crate::store::Change;
+use clap::Args;
+use serde_json::json;
+
+/// Show open changes: state, progress, time to go, what each waits for, what to do next
+///
+/// With a selector: everything about one change, be it over. Exit status 1 when there is none.
+#[derive(Debug, Args)]
+pub struct Status {
+    #[command(flatten)]
+    select: Select,
+    #[command(flatten)]
+    pub(super) output: Output,
+}
+
+impl Status {
+    pub(super) async fn run(self, context: Context) -> anyhow::Result<Outcome> {
+        let store = context.store("status", Limits::Short).await?;
+        let changes = if self.select.is_given() {
+            vec![self.select.any_change(&store).await?]
+        } else {
+            store.changes(false).await?
+        };
+        match (&changes[..], self.output.json) {
+            (_, true) => output::document(&json!({ "changes": changes })),
+            ([], false) => output::line("no open change"),
+            ([one], false) if self.select.is_given() => in_full(one),
+            (several, false) => output::changes(several),
+        }
+        Ok(if changes.is_empty() { Outcome::Negative } else { Outcome::Done })
+    }
+}
+
+fn in_full(change: &Change) {
+    let rows = [
+        ("change", change.change.to_string()),
+        ("kind", change.kind.clone()),
+        ("table", change.relation.clone()),
+        ("state", change.state.clone()),
+        ("phase", change.phase.clone()),
+        ("since", moment(change.state_since.as_deref())),
+        ("started", moment(change.created_at.as_deref())),
+        ("timestamp", change.started_ms.to_string()),
+        ("done", output::percent(change)),
+        ("rows", format!("{} of {}", output::count(change.rows_done), output::count(change.rows_total))),
+        ("backlog", output::count(change.backlog)),
+        ("time to go", output::eta(change)),
+        ("when ready", or_dash(change.on_ready.as_deref())),
+        ("swapped", moment(change.swapped_at.as_deref())),
+        ("bad rows", output::count(change.bad_rows)),
+        ("does not fit back", or_dash(change.unfit.as_deref())),
+        ("waits for", or_dash(change.waits_for.as_deref())),
+        ("next step", or_dash(change.next_step.as_deref())),
+    ];
+    for (name, value) in rows {
+        output::line(&format!("{name:<18} {value}"));
+    }
+}

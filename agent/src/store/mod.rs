@@ -1,0 +1,10 @@
+//! The contract: every call of schema migrator that this program makes, with types. Nothing else here knows SQL of ours,
+//! and nothing here touches the extension's own tables.
+
+mod calls;
+mod change;
+mod version;
+
+pub use calls::{Order, Store, Wish};
+pub use change::{Advance, Change, Event, Finding, PlanStep, Selector, SelectorError, Turned, pick};
+pub use version::Unfit;
