@@ -178,7 +178,7 @@ impl Drop for Cluster {
 
 /// A folder that the server's user owns. Under /tmp whatever TMPDIR says: the path of a socket may have 107 bytes at most.
 fn new_home() -> Result<PathBuf> {
-    let home = tempfile::Builder::new().prefix("migrator.").tempdir_in("/tmp")?.keep();
+    let home = tempfile::Builder::new().prefix("migrator-test.").tempdir_in("/tmp")?.keep();
     give_to_server_user(&home)?;
     Ok(home)
 }

@@ -8,12 +8,14 @@ pub mod cluster;
 pub mod database;
 pub mod ledger;
 pub mod left_behind;
+pub mod lock_watch;
 pub mod program;
 pub mod same_rows;
 pub mod servers;
 pub mod session;
 pub mod story;
 pub mod traffic;
+pub mod witness;
 
 pub use anyhow::{Context, Result, bail, ensure};
 pub use change::Change;
