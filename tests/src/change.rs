@@ -129,6 +129,23 @@ impl Change {
         Ok(())
     }
 
+    /// Prepares, swaps and finishes.
+    pub async fn through(&self) -> Result<()> {
+        self.until_ready().await?;
+        self.swap().await?;
+        self.until_in_step().await?;
+        self.finish().await
+    }
+
+    /// The table that is not in use: the shadow before the swap, the backup after it.
+    pub async fn rear(&self) -> Result<String> {
+        let sql = format!("select relation from migrator.history where change = {}", self.id);
+        let relation = self.session().await?.value(&sql).await?;
+        let schema = if self.state().await? == "swapped" { "backup" } else { "shadow" };
+        let name = relation.split_once('.').map_or(relation.as_str(), |(_, name)| name);
+        Ok(format!("migrator_{schema}_{}.{name}", self.id))
+    }
+
     /// Steps until the table that is not in use holds everything committed before the call, as far as
     /// the change itself says so. Clients must be at rest.
     pub async fn until_in_step(&self) -> Result<()> {
@@ -231,7 +248,8 @@ impl Change {
                 Ok(row) if row[0] == "t" => return Ok(()),
                 Ok(row) => row[1].clone(),
                 Err(error) => match error.downcast_ref::<SqlError>() {
-                    Some(refusal) if refusal.is_worth_retrying() => refusal.to_string(),
+                    // 55006: a session with an old snapshot is in the way, for now
+                    Some(refusal) if refusal.is_worth_retrying() || refusal.code == "55006" => refusal.to_string(),
                     _ => return Err(error),
                 },
             };
