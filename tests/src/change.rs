@@ -124,7 +124,7 @@ impl Change {
 
     /// Steps until the change is ready to be swapped.
     pub async fn until_ready(&self) -> Result<()> {
-        let state = self.until_done().await?;
+        let state = self.until(|advance| advance.done || advance.state == "ready").await?.state;
         ensure!(state == "ready", "the change should be ready and is {state}: {}", self.told().await?);
         Ok(())
     }
