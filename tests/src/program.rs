@@ -1,0 +1,78 @@
+//! Programs that tests start: the agent, PostgreSQL's own, and those of other people, which may be missing.
+
+use crate::servers::target;
+use crate::{Database, Result};
+use anyhow::{Context, ensure};
+use std::path::{Path, PathBuf};
+use tokio::process::Command;
+
+/// What a program that has ended left behind.
+pub struct Outcome {
+    /// Its exit code; -1 after a signal.
+    pub code: i32,
+    /// What it printed as data.
+    pub stdout: String,
+    /// What it logged.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Insists on exit code 0 and gives the standard output.
+    pub fn fine(self) -> Result<String> {
+        ensure!(self.code == 0, "exit code {}\nstdout: {}\nstderr: {}", self.code, self.stdout, self.stderr);
+        Ok(self.stdout)
+    }
+}
+
+/// Runs a command to its end.
+pub async fn run(command: &mut Command) -> Result<Outcome> {
+    let name = format!("{:?}", command.as_std().get_program());
+    let output = command.kill_on_drop(true).stdin(std::process::Stdio::null()).output().await.context(name)?;
+    Ok(Outcome {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// The program `migrator`, built beside the program that runs now.
+pub fn migrator() -> Result<PathBuf> {
+    let here = std::env::current_exe()?;
+    here.ancestors()
+        .map(|folder| folder.join("migrator"))
+        .find(|path| path.is_file())
+        .context("the program migrator is not built: cargo build -p migrator-agent")
+}
+
+/// A command of the agent for a database.
+pub fn agent(database: &Database) -> Result<Command> {
+    let mut command = Command::new(migrator()?);
+    command.envs(database.environment()).env_remove("MIGRATOR_DEST");
+    Ok(command)
+}
+
+/// One of PostgreSQL's own programs, of the database's own version.
+pub fn postgresql(database: &Database, name: &str) -> Command {
+    let mut command = Command::new(database.cluster().server.program(name));
+    command.envs(database.environment());
+    command
+}
+
+/// Where a program of somebody else is, if it is installed.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
+    folders.map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// The Python that has alembic and psycopg, if the setup could make it.
+pub fn python() -> Option<PathBuf> {
+    let python = target().join("venv/bin/python");
+    let works = |python: &Path| {
+        std::process::Command::new(python)
+            .args(["-c", "import alembic, psycopg"])
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    works(&python).then_some(python)
+}

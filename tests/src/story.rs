@@ -1,0 +1,67 @@
+//! How a test runs on every version of PostgreSQL there is, and how it says that it cannot.
+
+use crate::{Result, Server};
+use std::future::Future;
+use std::io::Write;
+use std::time::Duration;
+
+/// Longer than any test should need; a test that hangs ends with a message.
+const LONGEST: Duration = Duration::from_secs(15 * 60);
+
+/// Runs one test on one version. Called by [`for_each_server`](crate::for_each_server).
+pub fn run<F: Future<Output = Result<()>>>(name: &str, major: u32, test: impl FnOnce(Server) -> F) {
+    let server = Server::of(major).expect("tools/servers lists the servers");
+    let Some(server) = server else {
+        skipped(&format!("{name} on {major}"), "this version is not set up");
+        return;
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime can be had for a test");
+    let outcome = runtime.block_on(async { tokio::time::timeout(LONGEST, test(server)).await });
+    match outcome {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => panic!("{name} on PostgreSQL {major}: {error:?}"),
+        Err(_) => panic!("{name} on PostgreSQL {major}: not done after {LONGEST:?}"),
+    }
+}
+
+/// Says that a test cannot run here. In CI nothing may be missing, so there it fails instead, unless versions were chosen.
+pub fn skipped(name: &str, why: &str) {
+    let chosen = std::env::var("MIGRATOR_PG").is_ok_and(|majors| !majors.is_empty());
+    if std::env::var("CI").is_ok_and(|ci| ci == "true") && !chosen {
+        panic!("{name} cannot run: {why}; CI needs everything");
+    }
+    println!("skipped: {name}: {why}");
+    if let Some(path) = std::env::var_os("MIGRATOR_SKIPS") {
+        let mut file = std::fs::File::options().append(true).create(true).open(path).expect("MIGRATOR_SKIPS is a file");
+        writeln!(file, "{name}: {why}").expect("MIGRATOR_SKIPS can be written");
+    }
+}
+
+/// Seconds that a test with a time budget may take: MIGRATOR_TEST_SECONDS, or long with MIGRATOR_TEST_FULL.
+pub fn seconds(short: u64, long: u64) -> Duration {
+    let given = std::env::var("MIGRATOR_TEST_SECONDS").ok().and_then(|text| text.parse().ok());
+    let full = std::env::var_os("MIGRATOR_TEST_FULL").is_some();
+    Duration::from_secs(given.unwrap_or(if full { long } else { short }))
+}
+
+/// Turns each async function named, taking a [`Server`] and returning a [`Result`](crate::Result), into one test for each version of PostgreSQL.
+#[macro_export]
+macro_rules! for_each_server {
+    ($($name:ident),+ $(,)?) => { $(
+        mod $name {
+            #[test]
+            fn pg15() {
+                $crate::story::run(stringify!($name), 15, super::$name);
+            }
+            #[test]
+            fn pg16() {
+                $crate::story::run(stringify!($name), 16, super::$name);
+            }
+            #[test]
+            fn pg18() {
+                $crate::story::run(stringify!($name), 18, super::$name);
+            }
+        }
+    )+ };
+}

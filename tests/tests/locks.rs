@@ -1,0 +1,277 @@
+//! How long an application waits for a change: never longer than one attempt at the locks, however long others hold
+//! the table, and not at all while the change is prepared.
+
+use migrator_tests::left_behind::nothing_left_behind;
+use migrator_tests::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+
+for_each_server!(
+    a_swap_behind_a_long_reader,
+    a_swap_behind_a_prepared_transaction,
+    a_start_behind_an_open_writer,
+    an_end_behind_a_long_reader,
+    a_swap_beside_vacuum_and_index_builds,
+    referenced_tables_wait_no_longer,
+);
+
+/// An attempt lasts 50 ms; the rest is for a machine that has other things to do.
+const LONGEST: Duration = Duration::from_millis(400);
+
+/// Statements of an application, one after the other, each timed.
+struct Application {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<Result<(Duration, String, u32)>>>,
+}
+
+impl Application {
+    async fn start(database: &Database, statements: &[&'static str]) -> Result<Application> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = Vec::new();
+        for statement in statements {
+            let (session, stop) = (database.connect_as("postgres", "application").await?, stop.clone());
+            let statement = *statement;
+            tasks.push(tokio::spawn(async move {
+                let (mut longest, mut count) = (Duration::ZERO, 0);
+                while !stop.load(Ordering::Relaxed) {
+                    let begun = Instant::now();
+                    session.run(statement).await?;
+                    longest = longest.max(begun.elapsed());
+                    count += 1;
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                Ok((longest, statement.to_owned(), count))
+            }));
+        }
+        Ok(Application { stop, tasks })
+    }
+
+    async fn never_waited(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            let (longest, statement, count) = task.await??;
+            ensure!(count > 10, "the application hardly ran: {count} × {statement}");
+            ensure!(longest < LONGEST, "an application waited {longest:?} for: {statement}");
+        }
+        Ok(())
+    }
+}
+
+const STATEMENTS: [&str; 3] = [
+    "select count(*) from busy where id < 50",
+    "update busy set v = v + 1 where id = 7",
+    "insert into busy (id) values (default) returning id",
+];
+
+async fn busy(server: &Server) -> Result<(Database, Session)> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run("create table busy (id serial primary key, v int default 0); insert into busy (v) select 0 from generate_series(1, 2000)")
+        .await?;
+    Ok((database, session))
+}
+
+/// Asks for something again and again for a while; it must not come about.
+async fn in_vain(database: &Database, sql: &str, time: Duration) -> Result<String> {
+    let session = database.connect_as("postgres", "test:change").await?;
+    let deadline = Instant::now() + time;
+    let mut why = String::new();
+    while Instant::now() < deadline {
+        match session.rows(sql).await {
+            Ok(rows) => {
+                let row = rows.into_iter().next().unwrap_or_default();
+                ensure!(!row.iter().any(|value| value.as_deref() == Some("t")), "this went through: {sql}");
+                why = format!("{row:?}");
+            }
+            Err(error) if matches!(error.code.as_str(), "55P03" | "55006") => why = error.to_string(),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(why)
+}
+
+async fn a_swap_behind_a_long_reader(server: Server) -> Result<()> {
+    let (database, _session) = busy(&server).await?;
+    let change = Change::create(&database, "public.busy", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    let application = Application::start(&database, &STATEMENTS).await?;
+    let reader = database.connect_as("postgres", "reader").await?;
+    reader.run("begin").await?;
+    reader.run("select * from busy limit 1").await?;
+    let why = in_vain(
+        &database,
+        &format!("select swapped, reason from migrator.swap(change => {})", change.id),
+        Duration::from_secs(4),
+    )
+    .await?;
+    ensure!(why.contains(&reader.pid.to_string()), "nobody says which session is in the way: {why}");
+    reader.run("commit").await?;
+    change.swap().await?;
+    reader.run("begin; select * from busy limit 1").await?;
+    in_vain(
+        &database,
+        &format!("select rolled_back, reason from migrator.rollback(change => {})", change.id),
+        Duration::from_secs(3),
+    )
+    .await?;
+    reader.run("commit").await?;
+    change.rollback().await?;
+    application.never_waited().await?;
+    change.until_ready().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+async fn a_swap_behind_a_prepared_transaction(server: Server) -> Result<()> {
+    let (database, session) = busy(&server).await?;
+    let change = Change::create(&database, "public.busy", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    let application = Application::start(&database, &STATEMENTS).await?;
+    session.run("begin").await?;
+    session.run("update busy set v = 1000 where id = 9").await?;
+    session.run(&format!("prepare transaction 'held_{}'", database.name)).await?;
+    in_vain(
+        &database,
+        &format!("select swapped, reason from migrator.swap(change => {})", change.id),
+        Duration::from_secs(3),
+    )
+    .await?;
+    session.run(&format!("commit prepared 'held_{}'", database.name)).await?;
+    change.swap().await?;
+    ensure!(
+        session.value("select v from busy where id = 9").await? == "1000",
+        "the prepared transaction's row is lost"
+    );
+    application.never_waited().await?;
+    change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+async fn a_start_behind_an_open_writer(server: Server) -> Result<()> {
+    let (database, _session) = busy(&server).await?;
+    let change = Change::create(&database, "public.busy", "alter column id type bigint").await?;
+    let application = Application::start(&database, &STATEMENTS).await?;
+    let writer = database.connect_as("postgres", "writer").await?;
+    writer.run("begin").await?;
+    writer.run("update busy set v = 4711 where id = 11").await?;
+    in_vain(
+        &database,
+        &format!("select migrator.start_sync(change => {}) <> 'created'", change.id),
+        Duration::from_secs(4),
+    )
+    .await?;
+    ensure!(
+        change.state().await? == "created",
+        "capture was switched on beside an open writer: {}",
+        change.told().await?
+    );
+    writer.run("commit").await?;
+    change.until_ready().await?;
+    let rear = change.rear().await?;
+    let session = database.connect().await?;
+    ensure!(
+        session.value(&format!("select v from {rear} where id = 11")).await? == "4711",
+        "the open writer's row is lost"
+    );
+    application.never_waited().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+async fn an_end_behind_a_long_reader(server: Server) -> Result<()> {
+    let (database, _session) = busy(&server).await?;
+    let application = Application::start(&database, &STATEMENTS).await?;
+    let reader = database.connect_as("postgres", "reader").await?;
+    for verb in ["cancel", "finish"] {
+        let change = Change::create(&database, "public.busy", "alter column v type bigint").await?;
+        change.until_ready().await?;
+        if verb == "finish" {
+            change.swap().await?;
+        }
+        reader.run("begin").await?;
+        reader.run("select * from busy limit 1").await?;
+        let state = if verb == "cancel" { "cancelled" } else { "finished" };
+        in_vain(
+            &database,
+            &format!("select migrator.{verb}(change => {}) = '{state}'", change.id),
+            Duration::from_secs(3),
+        )
+        .await?;
+        reader.run("commit").await?;
+        if verb == "cancel" {
+            change.cancel().await?
+        } else {
+            change.finish().await?
+        }
+        nothing_left_behind(&database).await?;
+    }
+    application.never_waited().await
+}
+
+async fn a_swap_beside_vacuum_and_index_builds(server: Server) -> Result<()> {
+    let (database, session) = busy(&server).await?;
+    session.run("insert into busy (v) select g from generate_series(1, 100000) g").await?;
+    let change = Change::create(&database, "public.busy", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    let application = Application::start(&database, &STATEMENTS).await?;
+    for slow in ["vacuum (disable_page_skipping) busy", "create index concurrently on busy (v)"] {
+        let worker = database.connect_as("postgres", "worker").await?;
+        worker.run("set vacuum_cost_delay = 20; set vacuum_cost_limit = 50").await?;
+        let slow = tokio::spawn(async move { worker.run(slow).await });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        change.swap().await?;
+        slow.await??;
+            change.rollback().await?;
+        change.until_ready().await?;
+    }
+    application.never_waited().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+async fn referenced_tables_wait_no_longer(server: Server) -> Result<()> {
+    let (database, session) = busy(&server).await?;
+    session
+        .run(
+            "create table above (id int primary key); insert into above select g from generate_series(1, 100) g;
+             alter table busy add up int references above;
+             create table below (id serial primary key, busy int references busy);
+             create view seen as select id, v from busy; create view seen2 as select * from seen",
+        )
+        .await?;
+    let change = Change::create(&database, "public.busy", "add column w int").await?;
+    change.until_ready().await?;
+    let application = Application::start(
+        &database,
+        &[
+            "select count(*) from above",
+            "insert into below (busy) values (7)",
+            "select count(*) from seen2",
+            "update busy set up = 3 where id = 5",
+            "update above set id = id where id = 9",
+        ],
+    )
+    .await?;
+    let reader = database.connect_as("postgres", "reader").await?;
+    for table in ["above", "below", "seen2"] {
+        reader.run("begin").await?;
+        reader.run(&format!("select * from {table} limit 1")).await?;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // Whether a reader of these is in the way is the change's business; that nobody waits for long is ours.
+        let session = database.connect_as("postgres", "test:change").await?;
+        let answer = session.rows(&format!("select swapped from migrator.swap(change => {})", change.id)).await;
+        reader.run("commit").await?;
+        if !matches!(answer, Ok(rows) if rows[0][0].as_deref() == Some("t")) {
+            change.swap().await?;
+        }
+            change.rollback().await?;
+        change.until_ready().await?;
+    }
+    application.never_waited().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}

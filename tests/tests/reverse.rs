@@ -1,0 +1,238 @@
+//! The way back: what a rollback brings back, and what it says beforehand that it cannot.
+
+use migrator_tests::change::arguments;
+use migrator_tests::left_behind::nothing_left_behind;
+use migrator_tests::same_rows::fingerprint;
+use migrator_tests::session::literal;
+use migrator_tests::*;
+
+for_each_server!(
+    a_dropped_column_comes_back_with_every_value,
+    values_come_back_as_they_were_unless_they_were_changed,
+    a_key_that_grew_too_long_is_named_at_once,
+    a_column_that_nobody_could_fill_is_refused,
+    unique_values_that_move_after_the_swap,
+    swapping_and_rolling_back_again_and_again,
+    decisions_at_the_wrong_time,
+);
+
+async fn a_dropped_column_comes_back_with_every_value(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table staff (id int primary key, name text, salary numeric(9,2) not null default 100, memo text);
+             insert into staff select g, 'n' || g, g, case when g % 2 = 0 then 'memo ' || g end from generate_series(1, 500) g",
+        )
+        .await?;
+    let change = Change::create(&database, "public.staff", "drop column salary, drop column memo").await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    session
+        .run(
+            "update staff set name = upper(name); update staff set id = id + 10000 where id > 490;
+             update staff set name = 'last' where id = 7; delete from staff where id = 8; insert into staff values (8, 'again'), (600, 'new')",
+        )
+        .await?;
+    change.until_in_step().await?;
+    change.rollback().await?;
+
+    let kept = "select count(*) from staff where id < 491 and id <> 8 \
+                and salary = id and memo is not distinct from case when id % 2 = 0 then 'memo ' || id end \
+                and name = case id when 7 then 'last' else 'N' || id end";
+    ensure!(session.number(kept).await? == 489, "old values are gone: {} are left", session.number(kept).await?);
+    let new = "select count(*) from staff where (id in (8, 600) or id > 10000) and salary = 100 and memo is null";
+    ensure!(session.number(new).await? == 12, "new rows should have the default: {}", session.number(new).await?);
+    change.until_ready().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+async fn values_come_back_as_they_were_unless_they_were_changed(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table prices (id int primary key, price numeric, label text);
+             insert into prices select g, g + 0.123456, '  Label ' || g from generate_series(1, 300) g",
+        )
+        .await?;
+    let change = Change::create_with(
+        &database,
+        "public.prices",
+        &format!(
+            "actions => {}, {}",
+            literal("alter column price type int, alter column label type text"),
+            arguments(r#"{"price": "round(price)", "label": "lower(btrim(label))"}"#, r#"{"label": "label"}"#)
+        ),
+    )
+    .await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    ensure!(
+        session.value("select price || label from prices where id = 10").await? == "10label 10",
+        "transforms did not run"
+    );
+    session
+        .run("update prices set price = 999 where id = 3; update prices set label = 'other' where id = 4; insert into prices values (301, 5, 'new')")
+        .await?;
+    change.until_in_step().await?;
+    change.rollback().await?;
+    let told = session
+        .value("select string_agg(concat_ws('|', id, price, label), ' ' order by id) from prices where id in (3, 4, 5, 301)")
+        .await?;
+    ensure!(told == "3|999|  Label 3 4|4.123456|other 5|5.123456|  Label 5 301|5|new", "{told}");
+    let untouched = "select count(*) from prices where price = id + 0.123456 and label = '  Label ' || id";
+    ensure!(session.number(untouched).await? == 298, "untouched rows were rounded on the way back");
+    change.until_ready().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+async fn a_key_that_grew_too_long_is_named_at_once(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run("create table keys (id int primary key, v text); insert into keys select g, g from generate_series(1, 100) g").await?;
+    let change = Change::create(&database, "public.keys", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    // The application is free to use what the new shape allows.
+    session
+        .run("insert into keys values (3000000000, 'long'), (101, 'short'); update keys set v = 'x' where id = 5")
+        .await?;
+    change.until_in_step().await?;
+    let unfit = session.value(&format!("select unfit from migrator.status where change = {}", change.id)).await?;
+    ensure!(unfit.contains("3000000000"), "status does not name the row that does not fit back: {unfit:?}");
+    let refusal = session.refusal(&format!("select * from migrator.rollback(change => {})", change.id)).await?;
+    ensure!(format!("{refusal}").contains("3000000000"), "the refusal does not name the row: {refusal}");
+    ensure!(session.number("select count(*) from keys").await? == 102, "the refused rollback changed something");
+
+    session.run("delete from keys where id = 3000000000").await?;
+    change.until_in_step().await?;
+    change.rollback().await?;
+    ensure!(session.number("select count(*) from keys").await? == 101, "rows lost");
+    ensure!(session.value("select v from keys where id = 5").await? == "x", "an update was lost");
+    change.until_ready().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+async fn a_column_that_nobody_could_fill_is_refused(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run("create table strict (id int primary key, must text not null); insert into strict values (1, 'a')")
+        .await?;
+    let refusal = session.refusal("select migrator.create_shadow('strict', 'drop column must')").await?;
+    ensure!(refusal.message.contains("must") && refusal.hint.is_some(), "{refusal}");
+    nothing_left_behind(&database).await?;
+
+    let change = Change::create_with(
+        &database,
+        "public.strict",
+        &format!("actions => 'drop column must', {}", arguments("{}", r#"{"must": "'row ' || id"}"#)),
+    )
+    .await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    session.run("insert into strict values (2)").await?;
+    change.until_in_step().await?;
+    change.rollback().await?;
+    let must = session.value("select string_agg(must, ',' order by id) from strict").await?;
+    ensure!(must == "a,row 2", "{must}");
+    change.until_ready().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+async fn unique_values_that_move_after_the_swap(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table seats (id int primary key, seat text unique, guest text, extra text default 'old');
+             insert into seats select g, 'seat ' || g, 'guest ' || g, 'extra ' || g from generate_series(1, 200) g",
+        )
+        .await?;
+    let change = Change::create(&database, "public.seats", "alter column id type bigint, drop column extra").await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    for round in 0..5 {
+        session
+            .run(&format!(
+                "begin;
+                 update seats set seat = null where id <= 100;
+                 update seats set seat = 'seat ' || (id + {round}) % 100 + 1 where id <= 100;
+                 delete from seats where id = 150; insert into seats values (150, 'seat 150', 'again');
+                 update seats set id = -id where id = 110; update seats set id = 110 where id = 111; update seats set id = 111 where id = -110;
+                 commit"
+            ))
+            .await?;
+        change.until_in_step().await?;
+    }
+    let now = fingerprint(&session, "select id, seat, guest from seats").await?;
+    change.rollback().await?;
+    ensure!(fingerprint(&session, "select id, seat, guest from seats").await? == now, "the rollback changed rows");
+    ensure!(
+        session.number("select count(*) from seats where extra = 'extra ' || id").await? >= 197,
+        "columns that only the old table has lost their values"
+    );
+    change.until_ready().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+async fn swapping_and_rolling_back_again_and_again(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run("create table turns (id int primary key, v int); insert into turns select g, 0 from generate_series(1, 100) g").await?;
+    let change =
+        Change::create(&database, "public.turns", "alter column id type bigint, add column w text default 'w'").await?;
+    for round in 1..=4 {
+        change.until_ready().await?;
+        session.run(&format!("update turns set v = v + 1; insert into turns values (1000 + {round}, 0)")).await?;
+        change.swap().await?;
+        session.run(&format!("update turns set v = v + 1; insert into turns values (2000 + {round}, 0)")).await?;
+        change.until_in_step().await?;
+        change.rollback().await?;
+    }
+    ensure!(session.number("select count(*) from turns").await? == 108, "rows lost");
+    ensure!(session.number("select count(*) from turns where id <= 100 and v = 8").await? == 100, "updates lost");
+    change.until_ready().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+async fn decisions_at_the_wrong_time(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run("create table times (id int primary key); insert into times values (1)").await?;
+    let change = Change::create(&database, "public.times", "alter column id type bigint").await?;
+    for early in [
+        "select * from migrator.swap('times')",
+        "select * from migrator.rollback('times')",
+        "select migrator.finish('times')",
+    ] {
+        let refusal = session.refusal(early).await?;
+        ensure!(refusal.hint.is_some(), "{early}: no hint: {refusal}");
+    }
+    let second = session.refusal("select migrator.create_shadow('times', 'add column a int')").await?;
+    ensure!(second.message.contains("times"), "a second change of one table: {second}");
+    change.until_ready().await?;
+    let inside = session.refusal("begin; select * from migrator.swap('times')").await?;
+    ensure!(
+        inside.hint.is_some_and(|hint| hint.contains("in_transaction")),
+        "swap inside BEGIN is refused with the way out"
+    );
+    session.run("rollback").await?;
+    change.swap().await?;
+    for late in ["select * from migrator.swap('times')", "select migrator.cancel('times')"] {
+        let refusal = session.refusal(late).await?;
+        ensure!(refusal.hint.is_some(), "{late}: no hint: {refusal}");
+    }
+    change.finish().await?;
+    for over in ["select * from migrator.rollback('times')", "select migrator.finish('times')"] {
+        session.refusal(over).await?;
+    }
+    nothing_left_behind(&database).await
+}
