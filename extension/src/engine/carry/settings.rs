@@ -75,7 +75,8 @@ const SETTINGS: &str = "\
 impl Setting {
     fn key(&self, column: Option<&str>) -> String {
         // Control characters cannot be confused with a part of a name by accident; a name that has them costs a comment at worst.
-        format!("{}\u{1f}{}\u{1f}{}", self.kind, self.object, column.unwrap_or_default())
+        let number = if self.kind == "index statistics target" { self.handle.as_deref() } else { None };
+        format!("{}\u{1f}{}\u{1f}{}", self.kind, self.object, column.or(number).unwrap_or_default())
     }
 
     /// Who wins at the first swap, where nothing tells whose the difference is.
