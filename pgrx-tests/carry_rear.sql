@@ -5,6 +5,7 @@ language plpgsql as $rear$
 declare
     rear text;
     index record;
+    common text;
 begin
     create schema if not exists migrator_shadow_1;
     create schema if not exists migrator_backup_1;
@@ -18,14 +19,19 @@ begin
         select c.relname, pg_get_indexdef(i.indexrelid) as definition, k.conname, k.contype from pg_index i join pg_class c on c.oid = i.indexrelid
         left join pg_constraint k on k.conindid = i.indexrelid and k.contype in ('p', 'u') where i.indrelid = subject
     loop
-        execute replace(index.definition, format(' ON %s ', subject), format(' ON %s ', rear));
-        if index.conname is not null then
-            execute format('alter table %s add constraint %I %s using index %I', rear, index.conname, case index.contype when 'p' then 'primary key' else 'unique' end, index.relname);
-        end if;
+        begin
+            execute replace(index.definition, format(' ON %s ', subject), format(' ON %s ', rear));
+            if index.conname is not null then
+                execute format('alter table %s add constraint %I %s using index %I', rear, index.conname, case index.contype when 'p' then 'primary key' else 'unique' end, index.relname);
+            end if;
+        exception when undefined_column or undefined_function then null; -- the column is dropped, renamed or of another type
+        end;
     end loop;
-    execute format('insert into %s (%s) overriding system value select %2$s from %3$s', rear,
-        (select string_agg(quote_ident(o.attname), ', ') from pg_attribute o join pg_attribute n on n.attrelid = rear::regclass and n.attname = o.attname
-         where o.attrelid = subject and o.attnum > 0 and not o.attisdropped and o.attgenerated = ''), subject);
+    select string_agg(quote_ident(o.attname), ', ') into common from pg_attribute o join pg_attribute n on n.attrelid = rear::regclass and n.attname = o.attname
+    where o.attrelid = subject and o.attnum > 0 and not o.attisdropped and o.attgenerated = '' and o.atttypid = n.atttypid;
+    if common is not null then
+        execute format('insert into %s (%s) overriding system value select %2$s from %3$s', rear, common, subject);
+    end if;
     return rear;
 end
 $rear$;

@@ -30,8 +30,8 @@ pub fn inspect(front: &Relation, columns: &Columns) -> Result<(), Failure> {
             Verdict::Harmless => {}
         }
     }
-    shared(front)?;
     upward(front)?;
+    shared(front)?;
     foreign_keys(front, columns)?;
     unlisted(front)
 }

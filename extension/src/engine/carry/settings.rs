@@ -152,9 +152,13 @@ pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
             column != Some(None) && ours.key(column.flatten()) == key
         });
         if let Some(ours) = ours {
-            let base = g.last.as_ref().and_then(|last| last.settings.get(&ours.key(ours.column.as_deref())));
+            let base = g.last.as_ref().and_then(|last| {
+                let base = last.settings.get(&ours.key(ours.column.as_deref())).cloned();
+                // An option that was set nowhere was not listed.
+                if ours.kind == "option" { Some(base.flatten()) } else { base }
+            });
             let carry = match base {
-                Some(base) => *base != ours.value,
+                Some(base) => base != ours.value,
                 None => ours.first(theirs.value.as_deref()),
             };
             if carry && ours.value != theirs.value {
