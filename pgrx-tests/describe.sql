@@ -2,7 +2,7 @@
 -- after its swap (but for what it was asked to change) and after its rollback.
 --
 -- One row a fact: `kind`, `name` (quoted, unique within its kind) and `facts`. Rows of kind 'sequence value' change with
--- every insert and 'size' with every write; leave them out where rows are written meanwhile.
+-- every insert; leave them out where rows are written meanwhile.
 -- A string body: the function itself depends on nothing.
 create or replace function pg_temp.migrator_describe(subject regclass) returns table (kind text, name text, facts jsonb)
 language sql stable set search_path = pg_catalog, pg_temp as $describe$
@@ -99,7 +99,7 @@ where r.ev_class in (select oid from relations)
 union all
 select 'policy', format('%s %I', p.polrelid::regclass, p.polname),
        jsonb_build_object('command', p.polcmd, 'permissive', p.polpermissive, 'using', pg_get_expr(p.polqual, p.polrelid), 'check', pg_get_expr(p.polwithcheck, p.polrelid),
-           'roles', (select jsonb_agg(case u when 0 then 'public' else u::regrole::text end order by 1) from unnest(p.polroles) u),
+           'roles', (select jsonb_agg(case u when 0 then 'public' else u::regrole::text end order by u::regrole::text) from unnest(p.polroles) u),
            'comment', obj_description(p.oid, 'pg_policy'))
 from pg_policy p where p.polrelid = subject
 union all

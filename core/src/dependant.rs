@@ -204,7 +204,9 @@ pub fn judge(dependency: &Dependency) -> Verdict {
 /// of policies and the tablespace are carried over.
 pub fn judge_shared(catalog: &str, deptype: char) -> Verdict {
     match (catalog, deptype) {
-        ("pg_class", 'o' | 'a' | 't') | ("pg_policy", 'r' | 'o') | ("pg_statistic_ext", 'o') | ("pg_type", 'o') => Verdict::Carried,
+        ("pg_class", 'o' | 'a' | 't') | ("pg_policy", 'r' | 'o') | ("pg_statistic_ext", 'o') => Verdict::Carried,
+        // Privileges on the row type itself are looked at where they are stored.
+        ("pg_type", 'o' | 'a') => Verdict::Harmless,
         ("pg_class", 'i') => Verdict::Refused(Reason::Extension),
         _ => Verdict::Refused(Reason::Unknown),
     }

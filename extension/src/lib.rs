@@ -41,3 +41,7 @@ pub mod pg_test {
         vec![]
     }
 }
+
+#[cfg(any(test, feature = "pg_test"))]
+#[path = "../../pgrx-tests/carry.rs"]
+mod carry_tests;

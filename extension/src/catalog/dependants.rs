@@ -30,8 +30,8 @@ pub fn inspect(front: &Relation, columns: &Columns) -> Result<(), Failure> {
             Verdict::Harmless => {}
         }
     }
-    shared(front)?;
     upward(front)?;
+    shared(front)?;
     foreign_keys(front, columns)?;
     unlisted(front)
 }
@@ -213,8 +213,8 @@ fn foreign_keys(front: &Relation, columns: &Columns) -> Result<(), Failure> {
                   when exists (select from pg_catalog.pg_trigger t where t.tgconstraint = k.oid and t.tgenabled <> 'O') \
                   then 'has triggers that somebody disabled, and would get them enabled' end as odd, \
              coalesce((select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(o.attname, o.atttypid::pg_catalog.int8, m.attname)) \
-              from pg_catalog.unnest(case when k.conrelid = $1 then k.conkey else k.confkey end, \
-                                     case when k.conrelid = $1 then k.confkey else k.conkey end) as u (mine, others) \
+              from rows from (pg_catalog.unnest(case when k.conrelid = $1 then k.conkey else k.confkey end), \
+                              pg_catalog.unnest(case when k.conrelid = $1 then k.confkey else k.conkey end)) as u (mine, others) \
               join pg_catalog.pg_attribute m on m.attrelid = $1 and m.attnum = u.mine \
               join pg_catalog.pg_attribute o on o.attrelid = (case when k.conrelid = $1 then k.confrelid else k.conrelid end) and o.attnum = u.others \
               where k.conrelid <> k.confrelid), '[]') as pairs \

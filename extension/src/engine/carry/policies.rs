@@ -24,7 +24,8 @@ fn read(relation: u32) -> Result<Vec<Policy>, Failure> {
     spi::fetch(
         "select p.polname as name, p.polpermissive as permissive, \
              case p.polcmd when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete' else 'all' end as command, \
-             coalesce((select pg_catalog.jsonb_agg(r.rolname order by r.rolname) from pg_catalog.pg_roles r where r.oid = any (p.polroles)), '[]') as roles, \
+             coalesce((select pg_catalog.jsonb_agg(r.rolname order by u.place) from pg_catalog.unnest(p.polroles) with ordinality u (role, place) \
+                       join pg_catalog.pg_roles r on r.oid = u.role), '[]') as roles, \
              pg_catalog.pg_get_expr(p.polqual, p.polrelid) as \"using\", pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid) as \"check\", \
              pg_catalog.obj_description(p.oid, 'pg_policy') as comment \
          from pg_catalog.pg_policy p where p.polrelid = $1 order by p.oid",

@@ -75,7 +75,8 @@ const SETTINGS: &str = "\
 impl Setting {
     fn key(&self, column: Option<&str>) -> String {
         // Control characters cannot be confused with a part of a name by accident; a name that has them costs a comment at worst.
-        format!("{}\u{1f}{}\u{1f}{}", self.kind, self.object, column.unwrap_or_default())
+        let number = if self.kind == "index statistics target" { self.handle.as_deref() } else { None };
+        format!("{}\u{1f}{}\u{1f}{}", self.kind, self.object, column.or(number).unwrap_or_default())
     }
 
     /// Who wins at the first swap, where nothing tells whose the difference is.
@@ -151,9 +152,13 @@ pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
             column != Some(None) && ours.key(column.flatten()) == key
         });
         if let Some(ours) = ours {
-            let base = g.last.as_ref().and_then(|last| last.settings.get(&ours.key(ours.column.as_deref())));
+            let base = g.last.as_ref().and_then(|last| {
+                let base = last.settings.get(&ours.key(ours.column.as_deref())).cloned();
+                // An option that was set nowhere was not listed.
+                if ours.kind == "option" { Some(base.flatten()) } else { base }
+            });
             let carry = match base {
-                Some(base) => *base != ours.value,
+                Some(base) => base != ours.value,
                 None => ours.first(theirs.value.as_deref()),
             };
             if carry && ours.value != theirs.value {

@@ -63,7 +63,7 @@ pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
             continue;
         };
         match place.map(|place| twins.remove(place)) {
-            Some(twin) if twin.like(&object, &columns) => align(g, &object, &twin),
+            Some(twin) if twin.like(g, &object, &columns) => align(g, &object, &twin),
             Some(twin) => {
                 g.before_lock(format!("drop statistics {}", twin.name()));
                 create(g, &object, &columns);
@@ -105,13 +105,17 @@ fn renamed(g: &Gathering<'_>, object: &Object) -> Result<Option<Vec<Ident>>, Fai
 }
 
 impl Object {
-    fn like(&self, other: &Object, columns: &[Ident]) -> bool {
+    fn like(&self, g: &Gathering<'_>, front: &Object, columns: &[Ident]) -> bool {
         let sorted = |columns: &[Ident]| {
             let mut columns = columns.to_vec();
             columns.sort();
             columns
         };
-        self.kinds == other.kinds && sorted(&self.columns) == sorted(columns) && self.expressions == other.expressions
+        // With a column of another type PostgreSQL writes the same expression with other casts.
+        let retyped = front.inner.iter().any(|column| g.columns.retyped(column.as_str()));
+        let same_expressions =
+            if retyped { self.expressions.len() == front.expressions.len() } else { self.expressions == front.expressions };
+        self.kinds == front.kinds && sorted(&self.columns) == sorted(columns) && same_expressions
     }
 }
 

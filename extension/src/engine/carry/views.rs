@@ -185,7 +185,8 @@ fn may_be_dropped(view: &View) -> Result<(), Failure> {
          where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objid = $1 and d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass \
          union all \
          select 'pg_seclabel', '', 'n', false, pg_catalog.format('security label of provider %I', l.provider) from pg_catalog.pg_seclabel l \
-         where l.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass and l.objoid = $1",
+         where l.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass and l.objoid = $1 \
+         order by described",
         &[pg_sys::Oid::from(view.oid).into()],
     )?;
     for on_view in found {
