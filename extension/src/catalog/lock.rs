@@ -144,6 +144,7 @@ pub fn series<T>(
         between()?;
         let wanted = wanted()?;
         if let Some(blocker) = blockers(&wanted)?.into_iter().next() {
+            pgrx::debug1!("migrator: attempt {number} not made: {} holds a lock", blocker.what);
             last = held_up(what, &blocker);
             continue;
         }
@@ -161,6 +162,7 @@ pub fn series<T>(
         match outcome {
             Ok(done) => return Ok(done),
             Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => {
+                pgrx::debug1!("migrator: attempt {number} ended: {}", failure.message);
                 let blocker = blockers(&wanted)?.into_iter().next();
                 last = blocker.map_or_else(|| gave_up(what), |blocker| held_up(what, &blocker));
             }
