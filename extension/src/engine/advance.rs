@@ -66,6 +66,11 @@ pub fn advance(change: Change) -> Result<Advanced, Failure> {
     }
     match next(change.clone()) {
         Err(failure) if failure.code == code::NOT_IN_STATE => {
+            // Somebody else took the step between our look and our turn: no reason to block.
+            let now = change.again()?;
+            if now.state != change.state {
+                return turn(&now);
+            }
             let hint = failure.hint.clone().unwrap_or_default();
             change.block(&failure.message, &hint)?;
             wait(&change, HOLD_MS, failure.message)
