@@ -1,5 +1,7 @@
 //! Capture: whatever writes a row, its key is in the log.
 
+#![allow(clippy::unwrap_used)]
+
 #[pgrx::pg_schema]
 mod tests {
     use crate::capture::log::{self, Direction};

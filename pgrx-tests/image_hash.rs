@@ -1,5 +1,7 @@
 //! The image hash: equal for equal bytes, however they are stored, and for nothing else.
 
+#![allow(clippy::unwrap_used)]
+
 #[pgrx::pg_schema]
 mod tests {
     use pgrx::prelude::*;
