@@ -241,7 +241,7 @@ fn analyze(place: &Place<'_>, raw: Raw, target: Type) -> Result<Expression, Fail
         return Err(repeatable(refused));
     }
     volatility::check(&found.functions)?;
-    if found.columns.iter().any(|attnum| *attnum == 0) {
+    if found.columns.contains(&0) {
         return Err(Failure::new(code::NOT_SUPPORTED, "the whole row cannot be used")
             .hint("Name the columns that the expression needs."));
     }
