@@ -128,13 +128,25 @@ fn make(request: &Request, live: &Relation, id: i64) -> Result<Made, Failure> {
     Ok(Made { plan, shadow, statements: steps.taken() })
 }
 
-#[derive(Deserialize)]
-struct Id {
-    id: i64,
-}
-
+/// The next id whose schemas nobody has: an extension that was dropped and made again counts from 1 again, while
+/// schemas of its first life may still be there (`doctor` names them).
 fn next_id() -> Result<i64, Failure> {
-    Ok(spi::fetch_one::<Id>("select pg_catalog.nextval('migrator.change_id_seq') as id", &[])?.id)
+    #[derive(Deserialize)]
+    struct Id {
+        id: i64,
+        taken: bool,
+    }
+    loop {
+        let next: Id = spi::fetch_one(
+            "select i.id, exists (select from pg_catalog.pg_namespace n where n.nspname in \
+               (pg_catalog.concat('migrator_shadow_', i.id), pg_catalog.concat('migrator_backup_', i.id))) as taken \
+             from (select pg_catalog.nextval('migrator.change_id_seq') as id offset 0) i",
+            &[],
+        )?;
+        if !next.taken {
+            return Ok(next.id);
+        }
+    }
 }
 
 /// Writes the change, its builds and its first event.

@@ -232,6 +232,22 @@ select g.shadow::regclass::text ~ '^migrator_shadow_\d+."Order Items; --"$' as n
   (select string_agg(replace(pg_get_statisticsobjdef(s.oid), 'migrator_shadow_' || g.id, 'SHADOW'), '; ' order by s.oid) from pg_statistic_ext s where s.stxrelid = g.shadow) as statistics
 from migrator.change g join pg_class c on c.oid = g.shadow join pg_class t on t.oid = c.reltoastrelid where g.live = '"Order Items; --"'::regclass;
 
+-- whoever asks, the owner's functions run with the owner's rights, and unprivileged beyond them
+set role shape_owner;
+create function who(x int) returns int immutable language plpgsql as $$ begin if current_user <> 'shape_owner' then raise warning 'runs as %', current_user; end if; return x; end $$;
+create domain checked as int check (shape.who(value) > 0);
+create table trap (id int primary key, a int check (a > shape.who(1)), b int default shape.who(2), c checked default shape.who(3), g int generated always as (a + shape.who(1)) stored);
+create index on trap (shape.who(a)) where a > shape.who(2);
+create index on trap ((a + shape.who(5)));
+create statistics trapped on (a + shape.who(5)), b from trap;
+alter table trap add constraint later check (a > shape.who(7)) not valid;
+reset role;
+begin;
+select migrator.create_shadow('trap', 'add column n int default shape.who(9) + 1, alter column b type bigint using b + shape.who(8), add constraint q check (n > shape.who(3)), add column d shape.checked default 5, add unique (b)',
+  '{"n": "b + shape.who(4)"}', '{"b": "b + shape.who(7)"}') > 0 as made;
+rollback;
+set role shape_owner;
+
 -- names that somebody else has where the swap will put them
 set role shape_owner;
 create table shape_taken (id int primary key);
