@@ -104,6 +104,7 @@ mod tests {
             key: vec![],
             settings: vec![],
             builds: vec![],
+            unvalidated: vec![],
             structure: String::new(),
         };
         let forward = Columns::forward(&plan);

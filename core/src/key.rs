@@ -63,7 +63,10 @@ fn wider(base: &str, old: i32, new: i32) -> bool {
             let ((old_precision, old_scale), (new_precision, new_scale)) = (parts(old), parts(new));
             new_scale >= old_scale && new_precision - new_scale >= old_precision - old_scale
         }
-        "timestamp without time zone" | "timestamp with time zone" | "time without time zone" | "time with time zone" => new > old,
+        "timestamp without time zone"
+        | "timestamp with time zone"
+        | "time without time zone"
+        | "time with time zone" => new > old,
         _ => false,
     }
 }
@@ -79,7 +82,12 @@ mod tests {
         KeyType { base, modifier, collation, deterministic: true }
     }
     fn numeric(precision: i32, scale: i32) -> KeyType<'static> {
-        KeyType { base: "numeric", modifier: ((precision << 16) | (scale & 0x7ff)) + 4, collation: 0, deterministic: true }
+        KeyType {
+            base: "numeric",
+            modifier: ((precision << 16) | (scale & 0x7ff)) + 4,
+            collation: 0,
+            deterministic: true,
+        }
     }
 
     #[test]
@@ -104,7 +112,11 @@ mod tests {
         assert_eq!(kept(text("character varying", 14, 100), text("text", -1, 100)), Some(Kept { same_order: true }));
         assert_eq!(kept(text("text", -1, 100), text("text", -1, 950)), Some(Kept { same_order: false }));
         assert_eq!(kept(text("character varying", 14, 100), text("character varying", 10, 100)), None);
-        assert_eq!(kept(text("character", 14, 100), text("text", -1, 100)), None, "padding is not compared as character");
+        assert_eq!(
+            kept(text("character", 14, 100), text("text", -1, 100)),
+            None,
+            "padding is not compared as character"
+        );
         let insensitive = KeyType { deterministic: false, ..text("text", -1, 777) };
         assert_eq!(kept(insensitive, text("text", -1, 100)), None);
         assert_eq!(kept(insensitive, insensitive), Some(Kept { same_order: true }));

@@ -71,6 +71,7 @@ fn plan() -> Plan {
         }],
         settings: vec![],
         builds: vec![],
+        unvalidated: vec![],
         structure: String::new(),
     }
 }

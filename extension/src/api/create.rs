@@ -7,7 +7,6 @@ use crate::raise::OrRaise;
 use pgrx::JsonB;
 use pgrx::prelude::*;
 
-
 /// Makes an empty table of the new shape beside the live one, and gives the change's id.
 // No `set search_path`: the caller's is recorded with the change, and pinned within.
 #[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
@@ -46,7 +45,11 @@ fn explain(
 > {
     let request = request(relation, actions, transform, reverse, shadow, None);
     let rows = role::as_extension(|| request.and_then(|request| shape::explain(&request))).or_raise();
-    TableIterator::new((1..).zip(rows).map(|(ordinal, row)| (ordinal, row.step.to_owned(), row.object, row.statement, row.lock, row.held, row.note)))
+    TableIterator::new(
+        (1..).zip(rows).map(|(ordinal, row)| {
+            (ordinal, row.step.to_owned(), row.object, row.statement, row.lock, row.held, row.note)
+        }),
+    )
 }
 
 fn request(

@@ -63,18 +63,27 @@ fn read_part(table: &Name, text: &str) -> Result<Part, Failure> {
         match (*node).type_ {
             pg_sys::NodeTag::T_AlterTableStmt => {
                 let alter = &*node.cast::<pg_sys::AlterTableStmt>();
-                if alter.objtype != pg_sys::ObjectType::OBJECT_TABLE || alter.missing_ok || !is_placeholder(alter.relation) {
+                if alter.objtype != pg_sys::ObjectType::OBJECT_TABLE
+                    || alter.missing_ok
+                    || !is_placeholder(alter.relation)
+                {
                     return Err(not_actions());
                 }
+                // One action can be shown as it is in a hint; of several, the reader picks the one that is meant.
+                let shown = if length(alter.cmds) == 1 { text } else { "…" };
                 for at in 0..length(alter.cmds) {
                     let command = &*nth::<pg_sys::AlterTableCmd>(alter.cmds, at).expect("within the list");
-                    read_command(table, text, command, &mut part)?;
+                    read_command(table, shown, command, &mut part)?;
                 }
             }
             pg_sys::NodeTag::T_RenameStmt => {
                 let rename = &*node.cast::<pg_sys::RenameStmt>();
-                let ours = rename.relationType == pg_sys::ObjectType::OBJECT_TABLE || rename.renameType == pg_sys::ObjectType::OBJECT_TABCONSTRAINT;
-                let kind = matches!(rename.renameType, pg_sys::ObjectType::OBJECT_COLUMN | pg_sys::ObjectType::OBJECT_TABCONSTRAINT);
+                let ours = rename.relationType == pg_sys::ObjectType::OBJECT_TABLE
+                    || rename.renameType == pg_sys::ObjectType::OBJECT_TABCONSTRAINT;
+                let kind = matches!(
+                    rename.renameType,
+                    pg_sys::ObjectType::OBJECT_COLUMN | pg_sys::ObjectType::OBJECT_TABCONSTRAINT
+                );
                 if !is_placeholder(rename.relation) || rename.missing_ok {
                     return Err(not_actions());
                 }
@@ -98,7 +107,12 @@ unsafe fn is_placeholder(relation: *mut pg_sys::RangeVar) -> bool {
     }
 }
 
-unsafe fn read_command(table: &Name, text: &str, command: &pg_sys::AlterTableCmd, part: &mut Part) -> Result<(), Failure> {
+unsafe fn read_command(
+    table: &Name,
+    text: &str,
+    command: &pg_sys::AlterTableCmd,
+    part: &mut Part,
+) -> Result<(), Failure> {
     // SAFETY: the grammar (gram.y, alter_table_cmd) fills name and def as each subtype needs them.
     unsafe {
         match command.subtype {
@@ -191,12 +205,18 @@ fn refused(subtype: At::Type) -> Option<&'static str> {
         | At::AT_DisableTrigAll
         | At::AT_EnableTrigUser
         | At::AT_DisableTrigUser => Some("enabling or disabling triggers"),
-        At::AT_EnableRule | At::AT_EnableAlwaysRule | At::AT_EnableReplicaRule | At::AT_DisableRule => Some("enabling or disabling rules"),
+        At::AT_EnableRule | At::AT_EnableAlwaysRule | At::AT_EnableReplicaRule | At::AT_DisableRule => {
+            Some("enabling or disabling rules")
+        }
         At::AT_AddInherit | At::AT_DropInherit => Some("INHERIT"),
         At::AT_AddOf | At::AT_DropOf => Some("OF"),
         At::AT_ReplicaIdentity => Some("REPLICA IDENTITY"),
-        At::AT_EnableRowSecurity | At::AT_DisableRowSecurity | At::AT_ForceRowSecurity | At::AT_NoForceRowSecurity => Some("ROW LEVEL SECURITY"),
-        At::AT_AttachPartition | At::AT_DetachPartition | At::AT_DetachPartitionFinalize => Some("attaching or detaching partitions"),
+        At::AT_EnableRowSecurity | At::AT_DisableRowSecurity | At::AT_ForceRowSecurity | At::AT_NoForceRowSecurity => {
+            Some("ROW LEVEL SECURITY")
+        }
+        At::AT_AttachPartition | At::AT_DetachPartition | At::AT_DetachPartitionFinalize => {
+            Some("attaching or detaching partitions")
+        }
         _ => Some("this action"),
     }
 }
@@ -206,14 +226,20 @@ fn not_actions() -> Failure {
 }
 
 fn in_place(table: &Name, text: &str, what: &str) -> Failure {
-    Failure::new(code::NOT_SUPPORTED, format!("{what} is not part of a table's shape and cannot be one of the actions for {}", table.plain()))
-        .hint(format!("It is catalogue work only. Run it by itself: {}", call(table, text)))
+    Failure::new(
+        code::NOT_SUPPORTED,
+        format!("{what} is not part of a table's shape and cannot be one of the actions for {}", table.plain()),
+    )
+    .hint(format!("It is catalogue work only. Run it by itself: {}", call(table, text)))
 }
 
 fn foreign_key(table: &Name, text: &str) -> Failure {
-    Failure::new(code::NOT_SUPPORTED, format!("a foreign key cannot be added together with a new shape of {}", table.plain()))
-        .detail("The shadow never has foreign keys: they would fire while rows are being copied.")
-        .hint(format!("Add it in place, before or after this change: {}", call(table, text)))
+    Failure::new(
+        code::NOT_SUPPORTED,
+        format!("a foreign key cannot be added together with a new shape of {}", table.plain()),
+    )
+    .detail("The shadow never has foreign keys: they would fire while rows are being copied.")
+    .hint(format!("Add it in place, before or after this change: {}", call(table, text)))
 }
 
 fn call(table: &Name, text: &str) -> String {
@@ -223,8 +249,11 @@ fn call(table: &Name, text: &str) -> String {
 
 /// What to say when a foreign key of the live table is to be dropped: the shadow has none.
 pub fn drop_foreign_key(table: &Name, name: &str) -> Failure {
-    Failure::new(code::NOT_SUPPORTED, format!("foreign key {} of {} cannot be dropped together with a new shape", plain(name), table.plain()))
-        .hint(format!("Drop it in place first: {}", call(table, &format!("drop constraint {}", plain(name)))))
+    Failure::new(
+        code::NOT_SUPPORTED,
+        format!("foreign key {} of {} cannot be dropped together with a new shape", plain(name), table.plain()),
+    )
+    .hint(format!("Drop it in place first: {}", call(table, &format!("drop constraint {}", plain(name)))))
 }
 
 /// Cuts the text at its semicolons with PostgreSQL's scanner, which knows quotes, comments and dollar signs.
@@ -234,13 +263,20 @@ fn split(text: &str) -> Result<Vec<&str>, Failure> {
     // SAFETY: the sequence of raw_parser (parser.c): the scanner copies the text, and the extra data outlives it.
     unsafe {
         let mut extra = pg_sys::core_yy_extra_type::default();
-        let scanner = pg_sys::scanner_init(source.as_ptr(), &mut extra, &raw const pg_sys::ScanKeywords, (&raw const pg_sys::ScanKeywordTokens).cast());
+        let scanner = pg_sys::scanner_init(
+            source.as_ptr(),
+            &mut extra,
+            &raw const pg_sys::ScanKeywords,
+            (&raw const pg_sys::ScanKeywordTokens).cast(),
+        );
         loop {
             let mut value = pg_sys::core_YYSTYPE::default();
             let mut location = 0;
             match pg_sys::core_yylex(&mut value, &mut location, scanner) {
                 0 => break,
-                token if token == i32::from(b';') => cuts.push(usize::try_from(location).expect("an offset into the text")),
+                token if token == i32::from(b';') => {
+                    cuts.push(usize::try_from(location).expect("an offset into the text"))
+                }
                 _ => {}
             }
         }

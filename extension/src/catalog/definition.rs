@@ -22,13 +22,11 @@ pub struct Column {
     pub type_name: String,
     /// The type under all domains, as SQL, without a modifier.
     pub base_type: String,
-    /// Whether the type is a domain.
-    pub is_domain: bool,
     /// Collation's oid, 0 for none.
     pub collation: u32,
     /// Whether equal means the same bytes under that collation.
     pub deterministic: bool,
-    /// NOT NULL.
+    /// NOT NULL, of all rows (from 18 on it can be NOT VALID).
     pub not_null: bool,
     /// Stored or virtual.
     pub generated: bool,
@@ -49,8 +47,9 @@ pub fn columns(relation: u32) -> Result<Vec<Column>, Failure> {
          select pg_catalog.to_jsonb(q) from ( \
          select a.attnum, a.attname as name, a.atttypid::pg_catalog.int8 as type_oid, a.atttypmod as modifier, \
            pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name, pg_catalog.format_type(b.oid, null) as base_type, \
-           b.of <> b.oid as is_domain, a.attcollation::pg_catalog.int8 as collation, coalesce(l.collisdeterministic, true) as deterministic, \
-           a.attnotnull as not_null, a.attgenerated <> '' as generated, a.attidentity <> '' as identity, \
+           a.attcollation::pg_catalog.int8 as collation, coalesce(l.collisdeterministic, true) as deterministic, \
+           a.attnotnull and not exists (select from pg_catalog.pg_constraint n where n.conrelid = a.attrelid and n.contype = 'n' \
+             and not n.convalidated and n.conkey[1] = a.attnum) as not_null, a.attgenerated <> '' as generated, a.attidentity <> '' as identity, \
            coalesce((select n.nspname from pg_catalog.pg_opclass o join pg_catalog.pg_am m on m.oid = o.opcmethod and m.amname = 'btree' \
               join pg_catalog.pg_amop p on p.amopfamily = o.opcfamily and p.amoplefttype = o.opcintype and p.amoprighttype = o.opcintype and p.amopstrategy = 3 \
               join pg_catalog.pg_operator r on r.oid = p.amopopr join pg_catalog.pg_namespace n on n.oid = r.oprnamespace \
@@ -81,8 +80,6 @@ pub struct Index {
     pub is_partial: bool,
     /// The table was last clustered by it.
     pub is_clustered: bool,
-    /// The table's replica identity.
-    pub is_replica_identity: bool,
     /// attnums of the key columns, 0 for an expression.
     pub keys: Vec<i16>,
     /// Whether every key column is compared as its type and collation do by themselves.
@@ -115,7 +112,7 @@ pub fn indexes(table: u32) -> Result<Vec<Index>, Failure> {
     spi::fetch(
         "select i.indexrelid::pg_catalog.int8 as oid, c.relname as name, m.amname as method, i.indisunique as is_unique, \
            i.indisprimary as is_primary, i.indisvalid and i.indisready and i.indislive as is_valid, i.indpred is not null as is_partial, \
-           i.indisclustered as is_clustered, i.indisreplident as is_replica_identity, \
+           i.indisclustered as is_clustered, \
            (select coalesce(pg_catalog.array_agg(k.attnum order by k.place), '{}') from pg_catalog.unnest(i.indkey::pg_catalog.int2[]) \
               with ordinality k(attnum, place) where k.place <= i.indnkeyatts) as keys, \
            (select coalesce(pg_catalog.bool_and(o.opcdefault and (a.attnum is null or a.attcollation = k.collation)), true) \
@@ -170,7 +167,8 @@ pub fn constraint_tail(sql: &str, name: &Ident, table: &Name) -> Result<String, 
 }
 
 fn unreadable(sql: &str, head: &str) -> Failure {
-    Failure::new(code::INTERNAL, "a definition of the catalog does not begin as expected").detail(format!("Expected: {head} Found: {sql}"))
+    Failure::new(code::INTERNAL, "a definition of the catalog does not begin as expected")
+        .detail(format!("Expected: {head} Found: {sql}"))
 }
 
 /// A name as ruleutils.c prints it: quoted only where it must be.
@@ -205,7 +203,8 @@ pub fn unvalidated_conditions(table: u32) -> Result<Vec<Condition>, Failure> {
     )
 }
 
-/// Statements that give `to` what CREATE TABLE … LIKE leaves out: storage parameters of columns, extended statistics.
+/// Statements that give `to` what CREATE TABLE … LIKE leaves out: statistics targets and options of columns.
+/// `pg_attver` is the server's own (since the minor releases of November 2026): a version that it gives each column.
 pub fn leftovers(from: u32, to: &Name) -> Result<Vec<String>, Failure> {
     #[derive(Deserialize)]
     struct Leftover {
@@ -216,8 +215,10 @@ pub fn leftovers(from: u32, to: &Name) -> Result<Vec<String>, Failure> {
            from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped and a.attstattarget >= 0 \
          union all \
          select pg_catalog.format('alter table %s alter column %I set (%s)', $2, a.attname, \
-             (select pg_catalog.string_agg(pg_catalog.format('%I = %L', o.option_name, o.option_value), ', ') from pg_catalog.pg_options_to_table(a.attoptions) o)) \
-           from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped and a.attoptions is not null",
+             pg_catalog.string_agg(pg_catalog.format('%I = %L', o.option_name, o.option_value), ', ')) \
+           from pg_catalog.pg_attribute a cross join lateral pg_catalog.pg_options_to_table(a.attoptions) o \
+          where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped and o.option_name <> 'pg_attver' \
+          group by a.attnum, a.attname",
         &[pg_sys::Oid::from(from).into(), to.to_string().into()],
     )?;
     Ok(rows.into_iter().map(|row| row.sql).collect())

@@ -62,8 +62,6 @@ pub struct Raw(pub(super) *mut pg_sys::Node);
 pub struct Expression {
     /// Deparsed text: columns under the alias, names qualified, not coerced to the target.
     pub sql: String,
-    /// attnums of the columns that it reads, ascending.
-    pub columns: Vec<i16>,
 }
 
 /// Reads `text` as one expression over the place's relation that a column of type `target` can take by assignment.
@@ -81,7 +79,9 @@ pub fn read_raw(place: &Place<'_>, raw: Raw, target: Type) -> Result<Expression,
 pub enum Default {
     /// A DEFAULT clause of a statement that was parsed.
     Clause(Raw),
-    /// The catalog: of the place's relation, by attnum, or of its type where that is a domain with one.
+    /// The column's type, where that is a domain with one.
+    OfType,
+    /// The catalog: the column of the place's relation with this attnum, or its type.
     Stored(i16),
 }
 
@@ -91,6 +91,8 @@ pub fn read_default(place: &Place<'_>, default: Default, target: Type) -> Result
     within(place, || {
         let node = match default {
             Default::Clause(raw) => transform(None, raw, pg_sys::ParseExprKind::EXPR_KIND_COLUMN_DEFAULT),
+            // SAFETY: a type's oid; NULL for a type without a default.
+            Default::OfType => unsafe { pg_sys::get_typdefault(pg_sys::Oid::from(target.oid)) },
             Default::Stored(attnum) => {
                 let table = Opened::open(place.relation);
                 // SAFETY: the relation is open; build_column_default (rewriteHandler.c) gives a new tree or NULL.
@@ -103,7 +105,10 @@ pub fn read_default(place: &Place<'_>, default: Default, target: Type) -> Result
         let node = assign(node, target).ok_or_else(|| mismatch(node, target))?;
         // SAFETY: a whole expression tree.
         if unsafe { pg_sys::contain_volatile_functions(node) } {
-            return Err(Failure::new(code::NOT_SUPPORTED, "a volatile expression gives every row another value each time it is read"));
+            return Err(Failure::new(
+                code::NOT_SUPPORTED,
+                "a volatile expression gives every row another value each time it is read",
+            ));
         }
         Ok(Some(deparse(node, None)))
     })
@@ -171,7 +176,8 @@ impl Drop for Opened {
 fn parse(text: &str) -> Result<Raw, Failure> {
     let text = CString::new(text).map_err(|_| Failure::new("22021", "the expression contains a NUL byte"))?;
     let not_one = || {
-        Failure::new("42601", "this is not one expression").hint("Write a single SQL expression, without FROM, WHERE, an alias or a comma outside of parentheses.")
+        Failure::new("42601", "this is not one expression")
+            .hint("Write a single SQL expression, without FROM, WHERE, an alias or a comma outside of parentheses.")
     };
     // SAFETY: raw_parser copies what it keeps; the nodes that it returns are of the tags checked before each cast.
     unsafe {
@@ -215,7 +221,8 @@ unsafe fn is_star(node: *mut pg_sys::Node) -> bool {
             return false;
         }
         let fields = (*node.cast::<pg_sys::ColumnRef>()).fields;
-        nth::<pg_sys::Node>(fields, length(fields).saturating_sub(1)).is_some_and(|last| (*last).type_ == pg_sys::NodeTag::T_A_Star)
+        nth::<pg_sys::Node>(fields, length(fields).saturating_sub(1))
+            .is_some_and(|last| (*last).type_ == pg_sys::NodeTag::T_A_Star)
     }
 }
 
@@ -234,18 +241,19 @@ fn analyze(place: &Place<'_>, raw: Raw, target: Type) -> Result<Expression, Fail
         return Err(repeatable(refused));
     }
     volatility::check(&found.functions)?;
-    if found.columns.iter().any(|attnum| *attnum == 0) {
-        return Err(Failure::new(code::NOT_SUPPORTED, "the whole row cannot be used").hint("Name the columns that the expression needs."));
+    if found.columns.contains(&0) {
+        return Err(Failure::new(code::NOT_SUPPORTED, "the whole row cannot be used")
+            .hint("Name the columns that the expression needs."));
     }
     if found.columns.iter().any(|attnum| *attnum < 0) {
-        return Err(Failure::new(code::NOT_SUPPORTED, "system columns cannot be used").detail("A copied row has others."));
+        return Err(
+            Failure::new(code::NOT_SUPPORTED, "system columns cannot be used").detail("A copied row has others.")
+        );
     }
     if assign(node, target).is_none() {
         return Err(mismatch(node, target));
     }
-    found.columns.sort_unstable();
-    found.columns.dedup();
-    Ok(Expression { sql: deparse(node, Some(place)), columns: found.columns })
+    Ok(Expression { sql: deparse(node, Some(place)) })
 }
 
 fn repeatable(what: String) -> Failure {
@@ -255,9 +263,13 @@ fn repeatable(what: String) -> Failure {
 
 fn mismatch(node: *mut pg_sys::Node, target: Type) -> Failure {
     // SAFETY: a whole expression tree; format_type_be returns a palloc'd string.
-    let (is, wanted) = unsafe { (type_text(u32::from(pg_sys::exprType(node)), -1), type_text(target.oid, target.modifier)) };
-    Failure::new(code::DATATYPE_MISMATCH, format!("the expression is of type {is}, which a column of type {wanted} does not take"))
-        .hint(format!("Cast it: (expression)::{wanted}."))
+    let (is, wanted) =
+        unsafe { (type_text(u32::from(pg_sys::exprType(node)), -1), type_text(target.oid, target.modifier)) };
+    Failure::new(
+        code::DATATYPE_MISMATCH,
+        format!("the expression is of type {is}, which a column of type {wanted} does not take"),
+    )
+    .hint(format!("Cast it: (expression)::{wanted}."))
 }
 
 /// A type's name for people and for SQL, as qualified as the search_path in force asks for.
@@ -305,7 +317,12 @@ fn assign(node: *mut pg_sys::Node, target: Type) -> Option<*mut pg_sys::Node> {
 /// The node as text that reads the same under the settings recorded with a change: names qualified, constants in
 /// the forms that every DateStyle and IntervalStyle reads alike.
 fn deparse(node: *mut pg_sys::Node, place: Option<&Place<'_>>) -> String {
-    let settings = [("search_path", "pg_catalog, pg_temp"), ("DateStyle", "ISO"), ("IntervalStyle", "postgres"), ("extra_float_digits", "3")];
+    let settings = [
+        ("search_path", "pg_catalog, pg_temp"),
+        ("DateStyle", "ISO"),
+        ("IntervalStyle", "postgres"),
+        ("extra_float_digits", "3"),
+    ];
     role::with_settings(&settings, || {
         // SAFETY: a whole expression tree over the relation of the context; the result is palloc'd.
         unsafe {
@@ -356,7 +373,9 @@ unsafe extern "C-unwind" fn visit(node: *mut pg_sys::Node, context: *mut c_void)
         let found = &mut *context.cast::<Found>();
         match (*node).type_ {
             pg_sys::NodeTag::T_Var => found.columns.push((*node.cast::<pg_sys::Var>()).varattno),
-            pg_sys::NodeTag::T_SQLValueFunction => found.refused = Some(value_function(&*node.cast::<pg_sys::SQLValueFunction>()).to_owned()),
+            pg_sys::NodeTag::T_SQLValueFunction => {
+                found.refused = Some(value_function(&*node.cast::<pg_sys::SQLValueFunction>()).to_owned())
+            }
             pg_sys::NodeTag::T_NextValueExpr => found.refused = Some("nextval".to_owned()),
             pg_sys::NodeTag::T_Const if found.anchor => {
                 let constant = &mut *node.cast::<pg_sys::Const>();

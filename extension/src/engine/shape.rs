@@ -58,15 +58,18 @@ struct Made {
     statements: Vec<String>,
 }
 
-/// Makes the shadow and records the change; gives its id. Runs as the extension.
+/// Makes the shadow and records the change; gives its id. Runs as the extension, in a subtransaction: on failure
+/// nothing is left, whatever the caller makes of the error.
 pub fn create_shadow(request: &Request) -> Result<i64, Failure> {
-    let live = checks::table(request)?;
-    checks::wish(request, &live)?;
-    let id = next_id()?;
-    let made = make(request, &live, id)?;
-    record(request, &live, id, &made)?;
-    crash::point("create_shadow.recorded");
-    Ok(id)
+    attempt(|| {
+        let live = checks::table(request)?;
+        checks::wish(request, &live)?;
+        let id = next_id()?;
+        let made = make(request, &live, id)?;
+        record(request, &live, id, &made)?;
+        crash::point("create_shadow.recorded");
+        Ok(id)
+    })
 }
 
 /// What `create_shadow` and all later steps would do; all that was made for the answer is rolled back.
@@ -114,7 +117,7 @@ fn make(request: &Request, live: &Relation, id: i64) -> Result<Made, Failure> {
     let shapes = keys::Shapes { live, shadow: &shadow, before: &before, after: &after, columns: &new_columns };
     let (key, carrier) = shapes.key()?;
     let old_columns = work.backward(&after, &key)?;
-    table::assert_inert(&shadow)?;
+    table::assert_inert(live, &shadow)?;
     table::names_are_free(live, &shadow)?;
     let builds = builds::take(&steps, &shadow, carrier)?;
     let settings = request.session.settings.clone();
@@ -125,23 +128,43 @@ fn make(request: &Request, live: &Relation, id: i64) -> Result<Made, Failure> {
     Ok(Made { plan, shadow, statements: steps.taken() })
 }
 
-#[derive(Deserialize)]
-struct Id {
-    id: i64,
-}
-
+/// The next id whose schemas nobody has: an extension that was dropped and made again counts from 1 again, while
+/// schemas of its first life may still be there (`doctor` names them).
 fn next_id() -> Result<i64, Failure> {
-    Ok(spi::fetch_one::<Id>("select pg_catalog.nextval('migrator.change_id_seq') as id", &[])?.id)
+    #[derive(Deserialize)]
+    struct Id {
+        id: i64,
+        taken: bool,
+    }
+    loop {
+        let next: Id = spi::fetch_one(
+            "select i.id, exists (select from pg_catalog.pg_namespace n where n.nspname in \
+               (pg_catalog.concat('migrator_shadow_', i.id), pg_catalog.concat('migrator_backup_', i.id))) as taken \
+             from (select pg_catalog.nextval('migrator.change_id_seq') as id offset 0) i",
+            &[],
+        )?;
+        if !next.taken {
+            return Ok(next.id);
+        }
+    }
 }
 
 /// Writes the change, its builds and its first event.
 fn record(request: &Request, live: &Relation, id: i64, made: &Made) -> Result<(), Failure> {
-    let plan = serde_json::to_value(&made.plan).map_err(|error| Failure::new(code::INTERNAL, format!("a plan cannot be stored: {error}")))?;
+    let plan = serde_json::to_value(&made.plan)
+        .map_err(|error| Failure::new(code::INTERNAL, format!("a plan cannot be stored: {error}")))?;
     insert(request, live, id, made, &plan)?;
     for (number, build) in (1i32..).zip(&made.plan.builds) {
         spi::execute(
             "insert into migrator.build (change, number, name, sql, attach, is_key) values ($1, $2, $3::pg_catalog.name, $4, $5, $6)",
-            &[id.into(), number.into(), build.name.as_str().into(), build.sql.as_str().into(), build.attach.as_deref().into(), build.is_key.into()],
+            &[
+                id.into(),
+                number.into(),
+                build.name.as_str().into(),
+                build.sql.as_str().into(),
+                build.attach.as_deref().into(),
+                build.is_key.into(),
+            ],
         )?;
     }
     spi::execute(
@@ -184,8 +207,11 @@ fn insert(request: &Request, live: &Relation, id: i64, made: &Made, plan: &serde
         Ok(_) => Ok(()),
         Err(failure) if failure.code == "23505" => {
             checks::no_open_change(live)?;
-            Err(Failure::new(code::SERIALIZATION, format!("another change began in the same millisecond as this one of {}", live.name.plain()))
-                .hint("Call create_shadow again."))
+            Err(Failure::new(
+                code::SERIALIZATION,
+                format!("another change began in the same millisecond as this one of {}", live.name.plain()),
+            )
+            .hint("Call create_shadow again."))
         }
         Err(failure) => Err(failure),
     }
@@ -194,6 +220,7 @@ fn insert(request: &Request, live: &Relation, id: i64, made: &Made, plan: &serde
 /// The relation that was named, if one was.
 pub fn given(relation: Option<u32>) -> Result<u32, Failure> {
     relation.ok_or_else(|| {
-        Failure::new(code::INVALID_PARAMETER, "no table is named").hint("For instance: select migrator.create_shadow('public.orders', 'alter column id type bigint');")
+        Failure::new(code::INVALID_PARAMETER, "no table is named")
+            .hint("For instance: select migrator.create_shadow('public.orders', 'alter column id type bigint');")
     })
 }

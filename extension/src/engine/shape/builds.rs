@@ -1,9 +1,9 @@
 //! Indexes and constraints of the shadow: written down, then taken off, so that the copy meets a bare table.
 
 use super::table::Steps;
+use crate::catalog::definition;
 use crate::catalog::definition::Index;
 use crate::catalog::relation::Relation;
-use crate::catalog::definition;
 use migrator_core::failure::Failure;
 use migrator_core::ident::{Name, literal};
 use migrator_core::plan::Build;

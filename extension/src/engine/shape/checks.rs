@@ -50,10 +50,12 @@ pub fn table(request: &Request) -> Result<Relation, Failure> {
         return Err(not("is a system catalog"));
     }
     if facts.is_ours {
-        return Err(not("belongs to migrator itself").hint("Name the table that the application uses; select * from migrator.status shows it."));
+        return Err(not("belongs to migrator itself")
+            .hint("Name the table that the application uses; select * from migrator.status shows it."));
     }
     if let Some(extension) = facts.extension {
-        return Err(not(&format!("belongs to extension {}", plain(&extension))).hint("Its shape is the extension's business: alter extension … update."));
+        return Err(not(&format!("belongs to extension {}", plain(&extension)))
+            .hint("Its shape is the extension's business: alter extension … update."));
     }
     if facts.is_temporary {
         return Err(not("is a temporary table").hint("No other session sees it: use ALTER TABLE."));
@@ -65,10 +67,14 @@ pub fn table(request: &Request) -> Result<Relation, Failure> {
     if facts.inherits || facts.has_children {
         return Err(unsupported("takes part in table inheritance")
             .detail("Rows of a plain inheritance tree cannot be told apart from the outside while it is being copied.")
-            .hint(format!("Take it out of the tree first: alter table … no inherit …; or use ALTER TABLE on {name}.")));
+            .hint(format!(
+                "Take it out of the tree first: alter table … no inherit …; or use ALTER TABLE on {name}."
+            )));
     }
     if facts.is_typed {
-        return Err(unsupported("is a typed table").hint(format!("Cut the tie first: alter table {} not of;", live.name)));
+        return Err(
+            unsupported("is a typed table").hint(format!("Cut the tie first: alter table {} not of;", live.name))
+        );
     }
     if !facts.is_heap {
         return Err(unsupported("has an access method other than heap").detail("The copy reads ranges of heap blocks."));
@@ -119,7 +125,9 @@ pub fn made_by_user(request: &Request, live: &Relation, oid: u32) -> Result<Rela
     }
     let made = Relation::get(oid)?;
     let name = made.name.plain();
-    let unfit = |what: &str| Failure::new(code::INVALID_PARAMETER, format!("{name} cannot be the shadow of {}: {what}", live.name.plain()));
+    let unfit = |what: &str| {
+        Failure::new(code::INVALID_PARAMETER, format!("{name} cannot be the shadow of {}: {what}", live.name.plain()))
+    };
     if made.oid == live.oid {
         return Err(unfit("it is that table itself"));
     }
@@ -139,19 +147,26 @@ pub fn made_by_user(request: &Request, live: &Relation, oid: u32) -> Result<Rela
         &[pg_sys::Oid::from(oid).into(), pg_sys::Oid::from(live.oid).into()],
     )?;
     if let Some(owner) = facts.other_owner {
-        return Err(unfit(&format!("it, or a partition of it, belongs to {}", plain(&owner))).hint("Both tables need one owner: alter table … owner to …;"));
+        return Err(unfit(&format!("it, or a partition of it, belongs to {}", plain(&owner)))
+            .hint("Both tables need one owner: alter table … owner to …;"));
     }
     if !facts.is_plain {
         return Err(unfit("it is temporary, a partition, a typed table, or takes part in table inheritance"));
     }
     if facts.has_dependants {
-        return Err(unfit("a view or rule stands on it").hint("Drop it, and create it again on the table after the swap."));
+        return Err(
+            unfit("a view or rule stands on it").hint("Drop it, and create it again on the table after the swap.")
+        );
     }
     let rows: Rows = role::as_owner(live.owner(), &request.session.settings, || {
         spi::fetch_one(&format!("select exists (select from {}) as found", made.name), &[])
     })?;
     if rows.found {
-        return Err(unfit("it is not empty").hint(format!("Its rows are to come from {}: truncate {};", live.name.plain(), made.name)));
+        return Err(unfit("it is not empty").hint(format!(
+            "Its rows are to come from {}: truncate {};",
+            live.name.plain(),
+            made.name
+        )));
     }
     Ok(made)
 }
@@ -170,13 +185,17 @@ pub fn no_open_change(live: &Relation) -> Result<(), Failure> {
     )?;
     let Some(open) = open else { return Ok(()) };
     let table = literal(&live.name.plain());
-    Err(Failure::new(code::IN_USE, format!("{} is already part of change {}, which is {}", live.name.plain(), open.id, open.state)).hint(
-        if open.state == "swapped" {
-            format!("End it first: select migrator.finish({table}); or take it back: select * from migrator.rollback({table});")
-        } else {
-            format!("Go on with it: call migrator.prepare({table}); or give it up: select migrator.cancel({table});")
-        },
-    ))
+    Err(Failure::new(
+        code::IN_USE,
+        format!("{} is already part of change {}, which is {}", live.name.plain(), open.id, open.state),
+    )
+    .hint(if open.state == "swapped" {
+        format!(
+            "End it first: select migrator.finish({table}); or take it back: select * from migrator.rollback({table});"
+        )
+    } else {
+        format!("Go on with it: call migrator.prepare({table}); or give it up: select migrator.cancel({table});")
+    }))
 }
 
 /// Refuses arguments that cannot mean anything.
@@ -214,9 +233,12 @@ pub fn parts(live: &Relation, parts: &[actions::Part]) -> Result<(), Failure> {
             return Err(actions::drop_foreign_key(&live.name, key));
         }
         if let (true, Some((column, _))) = (at > 0, part.using.first()) {
-            return Err(Failure::new(code::NOT_SUPPORTED, format!("USING of column {} stands behind a semicolon", plain(column)))
-                .detail("It would read columns that an earlier part has changed.")
-                .hint("Put it into the first part, or give the expression over the old row as transform."));
+            return Err(Failure::new(
+                code::NOT_SUPPORTED,
+                format!("USING of column {} stands behind a semicolon", plain(column)),
+            )
+            .detail("It would read columns that an earlier part has changed.")
+            .hint("Put it into the first part, or give the expression over the old row as transform."));
         }
     }
     Ok(())

@@ -42,7 +42,9 @@ impl Work<'_> {
         for part in parts {
             for added in &part.added {
                 if let (Some(kind), None) = (added.counted, self.given(&self.request.transform, &added.name)) {
-                    return Err(self.not_constant(&added.name, &format!("it takes its values from a sequence ({kind})")));
+                    return Err(
+                        self.not_constant(&added.name, &format!("it takes its values from a sequence ({kind})"))
+                    );
                 }
             }
             let sql = format!("alter table {} {}", self.shadow.name, part.text);
@@ -53,8 +55,10 @@ impl Work<'_> {
             let columns = definition::columns(self.shadow.oid)?;
             for added in &part.added {
                 let Some(column) = columns.iter().find(|column| column.name.as_str() == added.name) else { continue };
-                let known = column.generated || added.counted.is_some() || self.given(&self.request.transform, &added.name).is_some();
-                let default = added.default.map_or(Default::Stored(column.attnum), Default::Clause);
+                let known = column.generated
+                    || added.counted.is_some()
+                    || self.given(&self.request.transform, &added.name).is_some();
+                let default = added.default.map_or(Default::OfType, Default::Clause);
                 if !known && let Some(sql) = self.freeze(column, default)? {
                     frozen.insert(column.attnum, sql);
                 }
@@ -91,11 +95,16 @@ impl Work<'_> {
         let sql = match expression::read_default(&place, default, kind(column)) {
             Ok(None) => return Ok(None),
             Ok(Some(sql)) => sql,
-            Err(failure) if failure.code == code::NOT_SUPPORTED => return Err(self.not_constant(column.name.as_str(), "its default is volatile")),
+            Err(failure) if failure.code == code::NOT_SUPPORTED => {
+                return Err(self.not_constant(column.name.as_str(), "its default is volatile"));
+            }
             Err(failure) => return Err(failure),
         };
         let mut settings = self.request.session.settings.clone();
-        settings.extend([("DateStyle", "ISO"), ("IntervalStyle", "postgres"), ("extra_float_digits", "3")].map(|(name, value)| (name.into(), value.into())));
+        settings.extend(
+            [("DateStyle", "ISO"), ("IntervalStyle", "postgres"), ("extra_float_digits", "3")]
+                .map(|(name, value)| (name.into(), value.into())),
+        );
         let value: Value = role::as_owner(self.live.owner(), &settings, || {
             spi::fetch_one(&format!("select pg_catalog.format('%L', ({sql})::{}) as value", column.type_name), &[])
         })?;
@@ -151,8 +160,11 @@ impl Work<'_> {
         if column.generated {
             return match transform {
                 None => Ok(Source::Generated),
-                Some(_) => Err(Failure::new(code::INVALID_PARAMETER, format!("transform names column {}, which is generated", plain(name)))
-                    .hint("Leave it out: PostgreSQL computes it.")),
+                Some(_) => Err(Failure::new(
+                    code::INVALID_PARAMETER,
+                    format!("transform names column {}, which is generated", plain(name)),
+                )
+                .hint("Leave it out: PostgreSQL computes it.")),
             };
         }
         if let Some(text) = transform {
@@ -169,15 +181,26 @@ impl Work<'_> {
             Some(old) if kind(old) == kind(column) => Ok(Source::Same),
             Some(old) if !expression::is_assignable(old.type_oid, column.type_oid) => Err(Failure::new(
                 "42846",
-                format!("column {} of type {} does not take values of type {}", plain(name), column.type_name, old.type_name),
+                format!(
+                    "column {} of type {} does not take values of type {}",
+                    plain(name),
+                    column.type_name,
+                    old.type_name
+                ),
             )
             .hint(format!("Say how: transform => '{}'.", example(name, old.name.as_str(), &column.type_name)))),
             Some(old) => Ok(Source::Expression { sql: format!("l.{}", old.name), given: false }),
             None => {
                 let sql = frozen.get(&column.attnum).cloned().unwrap_or_else(|| "NULL".to_owned());
                 if sql == "NULL" && column.not_null {
-                    return Err(Failure::new(code::NOT_NULL, format!("rows that exist have no value for column {}, which is NOT NULL", plain(name)))
-                        .hint(format!("Give it a default, or say what they get: transform => '{}'.", serde_json::json!({ name: "expression over the old row" }))));
+                    return Err(Failure::new(
+                        code::NOT_NULL,
+                        format!("rows that exist have no value for column {}, which is NOT NULL", plain(name)),
+                    )
+                    .hint(format!(
+                        "Give it a default, or say what they get: transform => '{}'.",
+                        serde_json::json!({ name: "expression over the old row" })
+                    )));
                 }
                 Ok(Source::Constant { sql })
             }
@@ -204,16 +227,24 @@ impl Work<'_> {
             .collect()
     }
 
-    fn way_back(&self, column: &Column, new: Option<&Column>, key: &[KeyColumn]) -> Result<(Option<String>, String), Failure> {
+    fn way_back(
+        &self,
+        column: &Column,
+        new: Option<&Column>,
+        key: &[KeyColumn],
+    ) -> Result<(Option<String>, String), Failure> {
         let name = column.name.as_str();
         let given = self.given(&self.request.reverse, name);
         let null = || "NULL".to_owned();
         let carried = key.iter().find(|key| key.old == column.name);
-        if column.generated || carried.is_some() {
-            if given.is_some() {
-                let why = if column.generated { "which is generated" } else { "which is part of the key and goes back as it came" };
-                return Err(Failure::new(code::INVALID_PARAMETER, format!("reverse names column {}, {why}", plain(name))).hint("Leave it out."));
-            }
+        if given.is_some() && (column.generated || carried.is_some()) {
+            let why =
+                if column.generated { "which is generated" } else { "which is part of the key and goes back as it came" };
+            return Err(Failure::new(
+                code::INVALID_PARAMETER,
+                format!("reverse names column {}, {why}", plain(name)),
+            )
+            .hint("Leave it out."));
         }
         if column.generated {
             return Ok((None, null()));
@@ -223,12 +254,19 @@ impl Work<'_> {
             return Ok((Some(expression::read(&place, text, kind(column))?.sql), null()));
         }
         match new {
-            Some(new) if expression::is_assignable(new.type_oid, column.type_oid) => Ok((Some(format!("s.{}", new.name)), null())),
+            Some(new) if expression::is_assignable(new.type_oid, column.type_oid) => {
+                Ok((Some(format!("s.{}", new.name)), null()))
+            }
             // One to one by the rule for keys, so the text form is the way back.
             Some(new) if carried.is_some() => Ok((Some(format!("(s.{})::{}", new.name, column.type_name)), null())),
             Some(new) => Err(Failure::new(
                 "42846",
-                format!("column {} has no way back: a value of type {} is not taken by type {}", plain(name), new.type_name, column.type_name),
+                format!(
+                    "column {} has no way back: a value of type {} is not taken by type {}",
+                    plain(name),
+                    new.type_name,
+                    column.type_name
+                ),
             )
             .detail("After the swap every write goes back into the old table as well, so that a rollback loses none.")
             .hint(format!("Say how: reverse => '{}'.", example(name, new.name.as_str(), &column.type_name)))),
@@ -247,14 +285,29 @@ impl Work<'_> {
         }
     }
 
-    fn names_exist(&self, argument: &str, object: &serde_json::Value, columns: &[Column], relation: &Relation) -> Result<(), Failure> {
-        let unknown = object.as_object().and_then(|object| object.keys().find(|name| !columns.iter().any(|column| column.name.as_str() == *name)));
+    fn names_exist(
+        &self,
+        argument: &str,
+        object: &serde_json::Value,
+        columns: &[Column],
+        relation: &Relation,
+    ) -> Result<(), Failure> {
+        let unknown = object
+            .as_object()
+            .and_then(|object| object.keys().find(|name| !columns.iter().any(|column| column.name.as_str() == *name)));
         match unknown {
             None => Ok(()),
             Some(name) => {
                 let shape = if argument == "transform" { "new shape" } else { "old shape" };
-                Err(Failure::new(code::UNDEFINED_COLUMN, format!("{argument} names column {}, which the {shape} of {} does not have", plain(name), plain(relation.name.name.as_str())))
-                    .hint(format!("{argument} speaks of the columns of the {shape}: {}.", listed(columns))))
+                Err(Failure::new(
+                    code::UNDEFINED_COLUMN,
+                    format!(
+                        "{argument} names column {}, which the {shape} of {} does not have",
+                        plain(name),
+                        plain(relation.name.name.as_str())
+                    ),
+                )
+                .hint(format!("{argument} speaks of the columns of the {shape}: {}.", listed(columns))))
             }
         }
     }

@@ -31,7 +31,8 @@ pub struct Row {
 pub fn rows(live: &Relation, made: &Made) -> Result<Vec<Row>, Failure> {
     let table = live.name.plain();
     let size = Size::of(live)?;
-    let attempts = format!("attempts of at most {} ms, taken only when nobody is in the way", lock::DEADLINE.as_millis());
+    let attempts =
+        format!("attempts of at most {} ms, taken only when nobody is in the way", lock::DEADLINE.as_millis());
     let row = |step, object: &str, statement: &str, lock: &str, held: &str, note: &str| Row {
         step,
         object: object.to_owned(),
@@ -45,22 +46,74 @@ pub fn rows(live: &Relation, made: &Made) -> Result<Vec<Row>, Failure> {
         .iter()
         .map(|statement| row("create_shadow", &table, statement, "ACCESS SHARE", "until COMMIT; no writer waits", ""))
         .collect();
-    rows.push(row("start_sync", &table, "create trigger …", "SHARE ROW EXCLUSIVE", &attempts, "From here on each write also records the key of the row."));
+    rows.push(row(
+        "start_sync",
+        &table,
+        "create trigger …",
+        "SHARE ROW EXCLUSIVE",
+        &attempts,
+        "From here on each write also records the key of the row.",
+    ));
     let copy = sql::copy(&made.plan, Tables { old: &live.name, new: &made.shadow.name }, 0, 32);
     rows.push(row("copy", &table, &copy, "ACCESS SHARE", "one batch, about 200 ms", &size.copied()));
     for build in &made.plan.builds {
-        rows.push(row("build", build.name.as_str(), &build.sql, "SHARE on the shadow", "while it is built; nobody else uses the shadow", ""));
+        rows.push(row(
+            "build",
+            build.name.as_str(),
+            &build.sql,
+            "SHARE on the shadow",
+            "while it is built; nobody else uses the shadow",
+            "",
+        ));
     }
     for build in &made.plan.builds {
         for statement in build.attach.iter().chain(&build.also) {
-            rows.push(row("attach", build.name.as_str(), statement, "ACCESS EXCLUSIVE on the shadow", "a moment; nobody else uses the shadow", ""));
+            rows.push(row(
+                "attach",
+                build.name.as_str(),
+                statement,
+                "ACCESS EXCLUSIVE on the shadow",
+                "a moment; nobody else uses the shadow",
+                "",
+            ));
         }
     }
-    rows.push(row("catch_up", &table, "", "ACCESS SHARE", "one batch", "Rows whose keys were recorded are copied again, until few are left."));
-    rows.push(row("verify", &table, "", "ACCESS SHARE", "one chunk, at most 5 s", "Every row of both tables is compared by the hash of what is stored."));
-    rows.push(row("swap", &table, "alter table … set schema …", "ACCESS EXCLUSIVE", &attempts, "Referenced and referencing tables are locked with it."));
-    rows.push(row("finish", &table, "drop table …", "ACCESS EXCLUSIVE on the backup", "a moment", "Until then rollback takes the swap back, with every write made since that the old shape can hold."));
+    rows.push(row(
+        "catch_up",
+        &table,
+        "",
+        "ACCESS SHARE",
+        "one batch",
+        "Rows whose keys were recorded are copied again, until few are left.",
+    ));
+    rows.push(row(
+        "verify",
+        &table,
+        "",
+        "ACCESS SHARE",
+        "one chunk, at most 5 s",
+        "Every row of both tables is compared by the hash of what is stored.",
+    ));
+    rows.push(row(
+        "swap",
+        &table,
+        "alter table … set schema …",
+        "ACCESS EXCLUSIVE",
+        &attempts,
+        "Referenced and referencing tables are locked with it.",
+    ));
+    rows.push(row(
+        "finish",
+        &table,
+        "drop table …",
+        "ACCESS EXCLUSIVE on the backup",
+        "a moment",
+        "Until then rollback takes the swap back, with every write made since that the old shape can hold.",
+    ));
     rows.extend(notes(&made.plan).into_iter().map(|(object, note)| row("note", &object, "", "", "", &note)));
+    rows.extend(
+        narrow_sequences(live, &made.plan)?.into_iter().map(|(object, note)| row("note", &object, "", "", "", &note)),
+    );
     rows.push(row("note", &table, "", "", "", &size.needed()));
     Ok(rows)
 }
@@ -104,9 +157,45 @@ fn notes(plan: &Plan) -> Vec<(String, String)> {
         notes.push((plain(constraint.name.as_str()), "Stays NOT VALID: rows that exist are not checked.".to_owned()));
     }
     if plan.key.iter().any(|column| !column.same_order) {
-        notes.push(("key".to_owned(), "Old and new keys sort differently, so verify reads each chunk of the new table by key.".to_owned()));
+        notes.push((
+            "key".to_owned(),
+            "Old and new keys sort differently, so verify reads each chunk of the new table by key.".to_owned(),
+        ));
     }
     notes
+}
+
+/// A serial column that becomes wider keeps its sequence, which goes on counting in the old type.
+fn narrow_sequences(live: &Relation, plan: &Plan) -> Result<Vec<(String, String)>, Failure> {
+    #[derive(Deserialize)]
+    struct Sequence {
+        column: String,
+        sequence: String,
+        counts: String,
+    }
+    let sequences: Vec<Sequence> = spi::fetch(
+        "select a.attname as column, d.objid::pg_catalog.regclass::pg_catalog.text as sequence, pg_catalog.format_type(q.seqtypid, null) as counts \
+         from pg_catalog.pg_depend d join pg_catalog.pg_sequence q on q.seqrelid = d.objid \
+           join pg_catalog.pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid \
+         where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+           and d.deptype = 'a' and d.refobjid = $1 order by a.attnum",
+        &[pg_sys::Oid::from(live.oid).into()],
+    )?;
+    Ok(sequences
+        .into_iter()
+        .filter_map(|found| {
+            let new =
+                plan.new_columns.iter().find(|new| new.old.as_ref().is_some_and(|old| old.as_str() == found.column))?;
+            let width = |name: &str| ["smallint", "integer", "bigint"].iter().position(|wanted| *wanted == name);
+            (width(&new.type_name)? > width(&found.counts)?).then(|| {
+                let note = format!(
+                    "Its sequence still counts in {}. When the change is finished: alter sequence {} as {};",
+                    found.counts, found.sequence, new.type_name
+                );
+                (plain(&found.column), note)
+            })
+        })
+        .collect())
 }
 
 fn is_plain_way_back(column: &OldColumn) -> bool {
@@ -137,6 +226,9 @@ impl Size {
     }
 
     fn needed(&self) -> String {
-        format!("Needs about as much disk again as the table has, {} ({} of it indexes), until finish; and as much WAL.", self.all, self.indexes)
+        format!(
+            "Needs about as much disk again as the table has, {} ({} of it indexes), until finish; and as much WAL.",
+            self.all, self.indexes
+        )
     }
 }

@@ -26,9 +26,11 @@ impl Shapes<'_> {
     /// The key, and the index of the shadow that carries it: the primary key if it can serve, else the narrowest
     /// unique index that can.
     pub fn key(&self) -> Result<(Vec<KeyColumn>, u32), Failure> {
-        let mut candidates: Vec<Index> = definition::indexes(self.live.oid)?.into_iter().filter(|index| identifies(index, self.before)).collect();
+        let mut candidates: Vec<Index> =
+            definition::indexes(self.live.oid)?.into_iter().filter(|index| identifies(index, self.before)).collect();
         candidates.sort_by_key(|index| (!index.is_primary, index.keys.len(), index.oid));
-        let carriers: Vec<Index> = definition::indexes(self.shadow.oid)?.into_iter().filter(|index| identifies(index, self.after)).collect();
+        let carriers: Vec<Index> =
+            definition::indexes(self.shadow.oid)?.into_iter().filter(|index| identifies(index, self.after)).collect();
         let mut first_reason = None;
         for candidate in &candidates {
             match self.matched(candidate, &carriers) {
@@ -50,7 +52,7 @@ impl Shapes<'_> {
         Failure::new(code::NOT_IN_STATE, format!("{} has no key: no primary key, and no unique index on NOT NULL columns", self.live.name.plain()))
             .detail("Without one a changed row cannot be found again in the shadow.")
             .hint(format!(
-                "Make one first, for instance: alter table {0} add column row_id uuid; … or: create unique index concurrently on {0} (…); and set those columns NOT NULL.",
+                "Make one first: alter table {0} add primary key (…); or, without stopping writers: create unique index concurrently on {0} (…); on columns that are NOT NULL.",
                 self.live.name
             ))
     }
@@ -61,12 +63,18 @@ impl Shapes<'_> {
         let mut attnums = BTreeSet::new();
         for attnum in &index.keys {
             let old = self.before.iter().find(|column| column.attnum == *attnum).ok_or("a column of it is dropped")?;
-            let (column, new) = self.successor(&old.name).ok_or_else(|| format!("column {} is dropped", plain(old.name.as_str())))?;
+            let (column, new) =
+                self.successor(&old.name).ok_or_else(|| format!("column {} is dropped", plain(old.name.as_str())))?;
             if !is_unchanged(&column.source, &old.name) {
                 return Err(format!("column {} gets its value from an expression", plain(old.name.as_str())));
             }
             let kept = kept(key_type(old), key_type(new)).ok_or_else(|| {
-                format!("column {} changes from {} to {}, which does not keep different values different", plain(old.name.as_str()), old.type_name, new.type_name)
+                format!(
+                    "column {} changes from {} to {}, which does not keep different values different",
+                    plain(old.name.as_str()),
+                    old.type_name,
+                    new.type_name
+                )
             })?;
             attnums.insert(new.attnum);
             key.push(KeyColumn {
@@ -96,7 +104,10 @@ fn identifies(index: &Index, columns: &[Column]) -> bool {
         && !index.is_period
         && index.is_ordinary
         && index.method == "btree"
-        && index.keys.iter().all(|attnum| columns.iter().any(|column| column.attnum == *attnum && column.not_null && !column.generated))
+        && index
+            .keys
+            .iter()
+            .all(|attnum| columns.iter().any(|column| column.attnum == *attnum && column.not_null && !column.generated))
 }
 
 fn is_unchanged(source: &Source, old: &Ident) -> bool {
@@ -109,7 +120,12 @@ fn is_unchanged(source: &Source, old: &Ident) -> bool {
 
 fn key_type(column: &Column) -> KeyType<'_> {
     // A domain's modifier is its own business: the same domain, or none at all, is all that is compared.
-    KeyType { base: &column.base_type, modifier: column.modifier, collation: column.collation, deterministic: column.deterministic }
+    KeyType {
+        base: &column.base_type,
+        modifier: column.modifier,
+        collation: column.collation,
+        deterministic: column.deterministic,
+    }
 }
 
 fn listed(key: &[KeyColumn]) -> String {

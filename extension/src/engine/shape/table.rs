@@ -111,7 +111,8 @@ fn create_table(live: &Relation, name: &Name, storage: &Storage) -> String {
         })
         .collect();
     let with = if options.is_empty() { String::new() } else { format!(" with ({})", options.join(", ")) };
-    let tablespace = storage.tablespace.as_ref().map_or_else(String::new, |tablespace| format!(" tablespace {tablespace}"));
+    let tablespace =
+        storage.tablespace.as_ref().map_or_else(String::new, |tablespace| format!(" tablespace {tablespace}"));
     format!(
         "create {unlogged}table {name} (like {} including defaults including constraints including generated including identity \
          including storage including compression including comments) using {}{with}{tablespace}",
@@ -203,14 +204,21 @@ pub fn names_are_free(live: &Relation, shadow: &Relation) -> Result<(), Failure>
         None => Ok(()),
         Some(Taken { name, kind }) => {
             let place = Name { schema: live.name.schema.clone(), name: Ident::new(name.as_str()) };
-            Err(Failure::new("42P07", format!("{kind} {} of the new shape cannot take its place: there is another {}", plain(&name), place.plain()))
-                .hint("Give it another name: alter table … add constraint NAME …."))
+            Err(Failure::new(
+                "42P07",
+                format!(
+                    "{kind} {} of the new shape cannot take its place: there is another {}",
+                    plain(&name),
+                    place.plain()
+                ),
+            )
+            .hint("Give it another name: alter table … add constraint NAME …."))
         }
     }
 }
 
 /// The shadow may not have what would fire or refuse while rows are put into it.
-pub fn assert_inert(shadow: &Relation) -> Result<(), Failure> {
+pub fn assert_inert(live: &Relation, shadow: &Relation) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Found {
         what: String,
@@ -227,8 +235,10 @@ pub fn assert_inert(shadow: &Relation) -> Result<(), Failure> {
     )?;
     match found {
         None => Ok(()),
-        Some(found) => Err(Failure::new(code::NOT_SUPPORTED, format!("the shadow {} has {}", shadow.name.plain(), found.what))
-            .detail("It would act on rows that are only being copied.")
-            .hint("Drop it from the shadow, and create it again after the swap.")),
+        Some(found) => {
+            Err(Failure::new(code::NOT_SUPPORTED, format!("the shadow of {} has {}", live.name.plain(), found.what))
+                .detail("It would act on rows that are only being copied.")
+                .hint("Drop it from the shadow, and create it again after the swap."))
+        }
     }
 }
