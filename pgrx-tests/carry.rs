@@ -18,6 +18,7 @@ mod tests {
     use serde::Deserialize;
     use serde_json::json;
     use std::collections::BTreeMap;
+    use std::time::Instant;
 
     #[derive(Deserialize)]
     struct Column {
@@ -83,8 +84,11 @@ mod tests {
             let direction = if forward { Direction::Forward } else { Direction::Reverse };
             let swap = Swap { front, rear, plan: &plan, direction, kept: kept.as_ref().map(|kept| &kept.0), front_backup_schema: away };
             let before = carry::fingerprint(front.oid)?;
+            let start = Instant::now();
             let carryover = carry::gather(&swap)?;
+            let gathered = start.elapsed();
             run(&carryover.before_lock)?;
+            let start = Instant::now();
             for wanted in &carryover.locks {
                 lock::relation(*wanted);
             }
@@ -93,10 +97,13 @@ mod tests {
             spi::execute(&format!("alter table {} set schema {}", front.name, Ident::new(away)), &[])?;
             spi::execute(&format!("alter table {} set schema {}", rear.name, front.name.schema), &[])?;
             run(&carryover.after_move)?;
+            let held = start.elapsed();
             assert_ne!(before, carry::fingerprint(front.oid)?, "an exchange does");
             let texts = |statements: &[Statement]| statements.iter().map(|statement| statement.sql.clone()).collect::<Vec<_>>();
             Ok(JsonB(json!({
                 "kept": carryover.kept,
+                "gathered in ms": gathered.as_secs_f64() * 1000.0,
+                "held for ms": held.as_secs_f64() * 1000.0,
                 "unvalidated": carryover.unvalidated,
                 "locks": carryover.locks.iter().map(|wanted| format!("{} {:?}", wanted.relation, wanted.mode)).collect::<Vec<_>>(),
                 "before lock": texts(&carryover.before_lock),
