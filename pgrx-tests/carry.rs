@@ -18,6 +18,7 @@ mod tests {
     use serde::Deserialize;
     use serde_json::json;
     use std::collections::BTreeMap;
+    use std::time::Instant;
 
     #[derive(Deserialize)]
     struct Column {
@@ -39,7 +40,14 @@ mod tests {
         let old_columns = columns(old)?.into_iter().map(|column| {
             let wanted = renames.get(column.name.as_str()).map_or(column.name.as_str(), String::as_str);
             let new = new_columns.iter().find(|new| new.name.as_str() == wanted).map(|new| new.name.clone());
-            OldColumn { name: column.name, type_name: column.type_name, generated: false, new, reverse: None, otherwise: "NULL".into() }
+            OldColumn {
+                name: column.name,
+                type_name: column.type_name,
+                generated: false,
+                new,
+                reverse: None,
+                otherwise: "NULL".into(),
+            }
         });
         Ok(Plan {
             old_columns: old_columns.collect(),
@@ -57,6 +65,7 @@ mod tests {
             settings: vec![],
             builds: vec![],
             structure: String::new(),
+            unvalidated: vec![],
         })
     }
 
@@ -73,7 +82,14 @@ mod tests {
     /// Exchanges `old_shape` and `new_shape`, in the direction in which they stand, and moves the front to `away`.
     /// Hands back what the next exchange needs, with the locks and statements.
     #[pg_extern]
-    fn exchange(old_shape: pg_sys::Oid, new_shape: pg_sys::Oid, forward: bool, away: &str, renames: JsonB, kept: Option<JsonB>) -> JsonB {
+    fn exchange(
+        old_shape: pg_sys::Oid,
+        new_shape: pg_sys::Oid,
+        forward: bool,
+        away: &str,
+        renames: JsonB,
+        kept: Option<JsonB>,
+    ) -> JsonB {
         let renames: BTreeMap<String, String> = serde_json::from_value(renames.0).expect("an object of strings");
         role::as_extension(|| {
             let plan = plan(old_shape, new_shape, &renames)?;
@@ -83,8 +99,11 @@ mod tests {
             let direction = if forward { Direction::Forward } else { Direction::Reverse };
             let swap = Swap { front, rear, plan: &plan, direction, kept: kept.as_ref().map(|kept| &kept.0), front_backup_schema: away };
             let before = carry::fingerprint(front.oid)?;
+            let start = Instant::now();
             let carryover = carry::gather(&swap)?;
+            let gathered = start.elapsed();
             run(&carryover.before_lock)?;
+            let start = Instant::now();
             for wanted in &carryover.locks {
                 lock::relation(*wanted);
             }
@@ -93,10 +112,13 @@ mod tests {
             spi::execute(&format!("alter table {} set schema {}", front.name, Ident::new(away)), &[])?;
             spi::execute(&format!("alter table {} set schema {}", rear.name, front.name.schema), &[])?;
             run(&carryover.after_move)?;
+            let held = start.elapsed();
             assert_ne!(before, carry::fingerprint(front.oid)?, "an exchange does");
             let texts = |statements: &[Statement]| statements.iter().map(|statement| statement.sql.clone()).collect::<Vec<_>>();
             Ok(JsonB(json!({
                 "kept": carryover.kept,
+                "gathered in ms": gathered.as_secs_f64() * 1000.0,
+                "held for ms": held.as_secs_f64() * 1000.0,
                 "unvalidated": carryover.unvalidated,
                 "locks": carryover.locks.iter().map(|wanted| format!("{} {:?}", wanted.relation, wanted.mode)).collect::<Vec<_>>(),
                 "before lock": texts(&carryover.before_lock),
@@ -111,7 +133,8 @@ mod tests {
     #[pg_extern]
     fn preflight(old_shape: pg_sys::Oid, new_shape: pg_sys::Oid, renames: default!(JsonB, "'{}'")) {
         let renames: BTreeMap<String, String> = serde_json::from_value(renames.0).expect("an object of strings");
-        role::as_extension(|| dependants::preflight(old_shape.to_u32(), &plan(old_shape, new_shape, &renames)?)).or_raise()
+        role::as_extension(|| dependants::preflight(old_shape.to_u32(), &plan(old_shape, new_shape, &renames)?))
+            .or_raise()
     }
 
     const TABLE: &str = r#"shop."Order Items; --""#;
@@ -141,7 +164,9 @@ mod tests {
     }
 
     fn describe(into: &str) {
-        sql(&format!("drop table if exists {into}; create temp table {into} as select * from pg_temp.migrator_describe('{TABLE}')"));
+        sql(&format!(
+            "drop table if exists {into}; create temp table {into} as select * from pg_temp.migrator_describe('{TABLE}')"
+        ));
     }
 
     /// Every fact that is in one description and not in the other.
@@ -196,8 +221,12 @@ mod tests {
         make_rear("");
         for (forward, left) in [(true, "old"), (false, "new")] {
             go(forward);
-            let keys: i64 = one(&format!("select count(*) from pg_constraint k, pair where k.contype = 'f' and {left} in (k.conrelid, k.confrelid)"));
-            let enabled: i64 = one(&format!("select count(*) from pg_trigger t, pair where t.tgrelid = {left} and t.tgenabled <> 'D'"));
+            let keys: i64 = one(&format!(
+                "select count(*) from pg_constraint k, pair where k.contype = 'f' and {left} in (k.conrelid, k.confrelid)"
+            ));
+            let enabled: i64 = one(&format!(
+                "select count(*) from pg_trigger t, pair where t.tgrelid = {left} and t.tgenabled <> 'D'"
+            ));
             assert_eq!((keys, enabled), (0, 0));
         }
     }
@@ -215,7 +244,11 @@ mod tests {
         go(false);
         let third: i64 = one(&format!("insert into {TABLE} (state) values ('z') returning id"));
         assert!(third > next, "{third} after {next}");
-        assert_eq!(one::<i32>("select nextval('shop.\"Order Items; --_number_seq\"')::int"), 14, "10 rows, and one each time");
+        assert_eq!(
+            one::<i32>("select nextval('shop.\"Order Items; --_number_seq\"')::int"),
+            14,
+            "10 rows, and one each time"
+        );
     }
 
     #[pg_test]
@@ -229,7 +262,10 @@ mod tests {
             ("materialized view shop.counted", "drop materialized view shop.counted"),
         ] {
             let message = failure_of(|| go(true));
-            assert!(message.starts_with("2BP01") && message.contains("has to be dropped and created again"), "{message}");
+            assert!(
+                message.starts_with("2BP01") && message.contains("has to be dropped and created again"),
+                "{message}"
+            );
             assert!(message.contains(blocker), "{message} should name {blocker}");
             sql(remedy);
         }
@@ -264,8 +300,14 @@ mod tests {
         describe("back");
         let changes = difference("at_first", "back");
         for expected in [
-            "changed meanwhile", "\"target\": 99", "autovacuum_enabled=false", "TRUNCATE to carry_reader", "- trigger shop.\"Order Items; --\" on_truncate",
-            "- policy shop.\"Order Items; --\" strict", "- statistics shop.items_stats", "- constraint shop.\"Order Items; --\" items_tenant",
+            "changed meanwhile",
+            "\"target\": 99",
+            "autovacuum_enabled=false",
+            "TRUNCATE to carry_reader",
+            "- trigger shop.\"Order Items; --\" on_truncate",
+            "- policy shop.\"Order Items; --\" strict",
+            "- statistics shop.items_stats",
+            "- constraint shop.\"Order Items; --\" items_tenant",
         ] {
             assert!(changes.contains(expected), "{expected} is missing in {changes}");
         }
@@ -307,8 +349,11 @@ mod tests {
         describe("swapped");
         let changes = difference("at_first", "swapped");
         for expected in [
-            "+ column privilege shop.\"Order Items; --\".ident: SELECT to renamer", "REFERENCES shop.\\\"Order Items; --\\\"(ident)",
-            "FOREIGN KEY (another) REFERENCES shop.other(id) ON DELETE SET NULL (another)", "ON ident, parent FROM", "\"the id\"",
+            "+ column privilege shop.\"Order Items; --\".ident: SELECT to renamer",
+            "REFERENCES shop.\\\"Order Items; --\\\"(ident)",
+            "FOREIGN KEY (another) REFERENCES shop.other(id) ON DELETE SET NULL (another)",
+            "ON ident, parent FROM",
+            "\"the id\"",
         ] {
             assert!(changes.contains(expected), "{expected} is missing in {changes}");
         }
@@ -319,7 +364,9 @@ mod tests {
 
     #[pg_test]
     fn a_value_that_the_other_sequence_cannot_hold_is_told_before() {
-        sql("create schema shop; create table shop.\"Order Items; --\" (id int generated always as identity primary key)");
+        sql(
+            "create schema shop; create table shop.\"Order Items; --\" (id int generated always as identity primary key)",
+        );
         sql(include_str!("carry_rear.sql"));
         make_rear("alter column id type bigint");
         sql("alter sequence migrator_shadow_1.\"Order Items; --_id_seq\" as bigint maxvalue 9223372036854775807");
@@ -338,11 +385,33 @@ mod tests {
         for (made, code, named) in [
             (format!("create materialized view shop.mv as select id from {t}"), "2BP01", "materialized view shop.mv"),
             (format!("create rule r as on delete to {t} do also select 1"), "2BP01", "rule r on table"),
-            (format!("create rule r as on insert to shop.elsewhere do also delete from {t}"), "2BP01", "rule r on table shop.elsewhere"),
-            (format!("create function shop.f({t}) returns int language sql as 'select 1'"), "2BP01", "function shop.f("),
-            (format!("create function shop.f() returns setof {t} language sql as 'select * from {}'", t), "2BP01", "function shop.f()"),
-            (format!("create function shop.f() returns bigint begin atomic select max(id) from {t}; end"), "2BP01", "function shop.f()"),
-            (format!("create policy p on shop.elsewhere using (exists (select from {t} i where i.id = elsewhere.id))"), "2BP01", "policy p on table shop.elsewhere"),
+            (
+                format!("create rule r as on insert to shop.elsewhere do also delete from {t}"),
+                "2BP01",
+                "rule r on table shop.elsewhere",
+            ),
+            (
+                format!("create function shop.f({t}) returns int language sql as 'select 1'"),
+                "2BP01",
+                "function shop.f(",
+            ),
+            (
+                format!("create function shop.f() returns setof {t} language sql as 'select * from {}'", t),
+                "2BP01",
+                "function shop.f()",
+            ),
+            (
+                format!("create function shop.f() returns bigint begin atomic select max(id) from {t}; end"),
+                "2BP01",
+                "function shop.f()",
+            ),
+            (
+                format!(
+                    "create policy p on shop.elsewhere using (exists (select from {t} i where i.id = elsewhere.id))"
+                ),
+                "2BP01",
+                "policy p on table shop.elsewhere",
+            ),
             (format!("create table shop.holder (item {t})"), "2BP01", "column item of table shop.holder"),
             (format!("create table shop.holder (items {t}[])"), "2BP01", "column items of table shop.holder"),
             (format!("create type shop.pair as (a {t}, b int)"), "2BP01", "column a of composite type shop.pair"),
@@ -352,10 +421,20 @@ mod tests {
             ("create publication p for all tables".to_owned(), "0A000", "publication p"),
             ("create publication p for tables in schema shop".to_owned(), "0A000", "publication p"),
             (format!("create table shop.child () inherits ({t})"), "0A000", "shop.child"),
-            (format!("create constraint trigger c after insert on shop.elsewhere from {t} for each row execute function shop.note_change()"), "2BP01", "trigger c on table shop.elsewhere"),
+            (
+                format!(
+                    "create constraint trigger c after insert on shop.elsewhere from {t} for each row execute function shop.note_change()"
+                ),
+                "2BP01",
+                "trigger c on table shop.elsewhere",
+            ),
             (format!("alter extension migrator add table {t}"), "0A000", "extension migrator"),
             (format!("alter table {t} force row level security"), "0A000", "row-level security"),
-            ("create table shop.borrower (id bigint default nextval('shop.\"items id\"'))".to_owned(), "2BP01", "column id of table shop.borrower"),
+            (
+                "create table shop.borrower (id bigint default nextval('shop.\"items id\"'))".to_owned(),
+                "2BP01",
+                "column id of table shop.borrower",
+            ),
             (format!("alter table {t} disable trigger all"), "0A000", "has triggers that somebody disabled"),
             (format!("create statistics \"Order Schema\".items_stats on id, price from {t}"), "0A000", "items_stats"),
             (format!("grant usage on type {t} to other_role"), "0A000", "row type"),
@@ -365,7 +444,10 @@ mod tests {
                 sql("select tests.preflight(old, new) from pair");
             });
             assert!(message.starts_with(code), "{made}: {message}");
-            assert!(message.contains("Order Items; --") && message.contains(named), "{made}: {message} should name {named}");
+            assert!(
+                message.contains("Order Items; --") && message.contains(named),
+                "{made}: {message} should name {named}"
+            );
             let message = failure_of(|| {
                 sql(&made);
                 go(true);
@@ -377,22 +459,58 @@ mod tests {
 
     #[pg_test]
     fn what_rests_on_a_column_that_goes_is_refused_by_name() {
-        sql("create schema shop; create table shop.other (id int primary key, kind text); create function shop.f() returns trigger language plpgsql as 'begin return new; end'");
+        sql(
+            "create schema shop; create table shop.other (id int primary key, kind text); create function shop.f() returns trigger language plpgsql as 'begin return new; end'",
+        );
         sql("create table shop.\"Order Items; --\" (id int primary key, a text, b int unique, c int)");
         sql(include_str!("carry_rear.sql"));
         let t = TABLE;
         for (made, actions, named) in [
             (format!("create view shop.v as select a from {t}"), "drop column a", "view shop.v uses column a"),
-            (format!("create view shop.v as select id from {t} where a > ''"), "rename column a to z", "view shop.v uses column a"),
-            (format!("create trigger g before update of a on {t} for each row execute function shop.f()"), "drop column a", "trigger g on table"),
-            (format!("create trigger g before update on {t} for each row when (old.a <> new.a) execute function shop.f()"), "drop column a", "trigger g on table"),
+            (
+                format!("create view shop.v as select id from {t} where a > ''"),
+                "rename column a to z",
+                "view shop.v uses column a",
+            ),
+            (
+                format!("create trigger g before update of a on {t} for each row execute function shop.f()"),
+                "drop column a",
+                "trigger g on table",
+            ),
+            (
+                format!(
+                    "create trigger g before update on {t} for each row when (old.a <> new.a) execute function shop.f()"
+                ),
+                "drop column a",
+                "trigger g on table",
+            ),
             (format!("create policy p on {t} using (a > '')"), "drop column a", "policy p on table"),
             (format!("alter table {t} add foreign key (c) references shop.other"), "drop column c", "uses column c"),
-            (format!("create table shop.line (b int references {t} (b))"), "drop column b", "on table shop.line uses column b"),
-            (format!("create table shop.line (b int references {t} (b))"), "alter column b type text", "compares column b"),
-            (format!("create view shop.v as select p, q from {t} as x (p, q)"), "add column n int", "view shop.v names columns by their place"),
-            (format!("create view shop.v as select j.k from ({t} i join shop.other o on true) as j (k, l, m, n, o)"), "add column n int", "by their place"),
-            (format!("create statistics shop.s on (lower(a)) from {t}"), "rename column a to z", "statistics object shop.s"),
+            (
+                format!("create table shop.line (b int references {t} (b))"),
+                "drop column b",
+                "on table shop.line uses column b",
+            ),
+            (
+                format!("create table shop.line (b int references {t} (b))"),
+                "alter column b type text",
+                "compares column b",
+            ),
+            (
+                format!("create view shop.v as select p, q from {t} as x (p, q)"),
+                "add column n int",
+                "view shop.v names columns by their place",
+            ),
+            (
+                format!("create view shop.v as select j.k from ({t} i join shop.other o on true) as j (k, l, m, n, o)"),
+                "add column n int",
+                "by their place",
+            ),
+            (
+                format!("create statistics shop.s on (lower(a)) from {t}"),
+                "rename column a to z",
+                "statistics object shop.s",
+            ),
         ] {
             let renames = if actions.starts_with("rename") { r#"{"a": "z"}"# } else { "{}" };
             let message = failure_of(|| {

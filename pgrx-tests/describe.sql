@@ -63,13 +63,14 @@ select 'column privilege', format('%s.%I: %s to %s by %s', c.oid::regclass, a.at
        jsonb_build_object('grantable', x.is_grantable)
 from relations r join pg_class c on c.oid = r.oid join pg_attribute a on a.attrelid = c.oid and not a.attisdropped, aclexplode(a.attacl) x
 union all
--- columns: of the table, of its views, of its indexes (statistics targets of expressions)
+-- columns: of the table, of its views, of its indexes (statistics targets of expressions); the option pg_attver is the
+-- server's own (15.20 stamps each column with the WAL position of its last change)
 select 'column', format('%s.%I', c.oid::regclass, a.attname),
        jsonb_build_object(
            'place', row_number() over (partition by a.attrelid order by a.attnum), 'type', format_type(a.atttypid, a.atttypmod), 'not null', a.attnotnull,
            'default', (select pg_get_expr(adbin, adrelid) from pg_attrdef where adrelid = a.attrelid and adnum = a.attnum),
            'identity', a.attidentity, 'generated', a.attgenerated, 'collation', a.attcollation::regcollation,
-           'storage', a.attstorage, 'compression', a.attcompression, 'target', nullif(a.attstattarget, -1), 'options', to_jsonb(a.attoptions),
+           'storage', a.attstorage, 'compression', a.attcompression, 'target', nullif(a.attstattarget, -1), 'options', (select jsonb_object_agg(o.option_name, o.option_value) from pg_options_to_table(a.attoptions) o where o.option_name <> 'pg_attver'),
            'comment', col_description(a.attrelid, a.attnum))
 from relations r join pg_class c on c.oid = r.oid join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
 where c.relkind <> 'S'

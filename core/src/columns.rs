@@ -27,7 +27,8 @@ impl Columns {
         let types: BTreeMap<_, _> = plan.new_columns.iter().map(|column| (&column.name, &column.type_name)).collect();
         let fates = plan.old_columns.iter().map(|old| {
             let type_name = old.new.as_ref().and_then(|new| types.get(new));
-            let retyped = type_name.filter(|type_name| **type_name != &old.type_name).map(|type_name| (*type_name).clone());
+            let retyped =
+                type_name.filter(|type_name| **type_name != &old.type_name).map(|type_name| (*type_name).clone());
             (old.name.0.clone(), Fate { to: old.new.clone(), retyped })
         });
         Self { fates: fates.collect(), same_places: same_places(plan) }
@@ -106,6 +107,7 @@ mod tests {
             builds: vec![],
             unvalidated: vec![],
             structure: String::new(),
+            unvalidated: vec![],
         };
         let forward = Columns::forward(&plan);
         assert!(forward.retyped("id") && forward.keeps_name("id"));

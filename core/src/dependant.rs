@@ -116,7 +116,9 @@ impl Reason {
             }
             Reason::TemporaryView => "Wait until its session has ended, or drop it there.",
             Reason::Rule => "Drop the rule, or turn it into a trigger; triggers are carried over.",
-            Reason::RuleElsewhere => "Drop the rule, or turn it into a trigger, whose function finds the table by its name.",
+            Reason::RuleElsewhere => {
+                "Drop the rule, or turn it into a trigger, whose function finds the table by its name."
+            }
             Reason::Function => {
                 "Drop the function and create it again after the swap; a function whose body is a string and whose arguments are not the row type is no dependant."
             }
@@ -127,11 +129,15 @@ impl Reason {
             Reason::RowType => "Give it a type of its own (create type … as), then begin again.",
             Reason::IdentityShared => "Give it a sequence of its own, then begin again.",
             Reason::ConstraintElsewhere => "Drop the constraint, then begin again.",
-            Reason::Inheritance => "Inheritance and partition trees cannot be changed this way; detach the table first.",
+            Reason::Inheritance => {
+                "Inheritance and partition trees cannot be changed this way; detach the table first."
+            }
             Reason::Publication => {
                 "Take the table out of the publication (alter publication … drop table …), and add it again after finish."
             }
-            Reason::Extension => "Change the table through a new version of the extension, or take it out: alter extension … drop table …",
+            Reason::Extension => {
+                "Change the table through a new version of the extension, or take it out: alter extension … drop table …"
+            }
             Reason::Unknown => "Drop it and create it again after finish, and please report it.",
         }
     }
@@ -191,11 +197,12 @@ pub fn judge(dependency: &Dependency) -> Verdict {
         ("pg_constraint", _, 'n', false) => Refused(Reason::ConstraintElsewhere),
         ("pg_publication_rel", _, 'a' | 'n', _) => Refused(Reason::Publication),
         ("pg_class", _, 'a' | 'i' | 'n' | 'P' | 'S', _) if on != On::RowType => Refused(Reason::Inheritance),
-        ("pg_class" | "pg_type" | "pg_cast" | "pg_attrdef" | "pg_operator" | "pg_opclass" | "pg_range", _, 'a' | 'i' | 'n', _)
-            if on == On::RowType =>
-        {
-            Refused(Reason::RowType)
-        }
+        (
+            "pg_class" | "pg_type" | "pg_cast" | "pg_attrdef" | "pg_operator" | "pg_opclass" | "pg_range",
+            _,
+            'a' | 'i' | 'n',
+            _,
+        ) if on == On::RowType => Refused(Reason::RowType),
         _ => Refused(Reason::Unknown),
     }
 }
@@ -268,7 +275,11 @@ mod tests {
             ("pg_policy", "", 'n', On::Table),
             ("pg_statistic_ext", "", 'a', On::Table),
         ] {
-            assert_eq!(verdict(catalog, kind, deptype, on, true), Verdict::Carried, "{catalog} {kind} {deptype} on {on:?}");
+            assert_eq!(
+                verdict(catalog, kind, deptype, on, true),
+                Verdict::Carried,
+                "{catalog} {kind} {deptype} on {on:?}"
+            );
         }
     }
 

@@ -25,7 +25,9 @@ pub fn preflight(live: u32, plan: &Plan) -> Result<(), Failure> {
 pub fn inspect(front: &Relation, columns: &Columns) -> Result<(), Failure> {
     for dependant in walk(front.oid)? {
         match judge(&dependant.dependency) {
-            Verdict::Refused(reason) => return Err(refused(front, &dependant.described, reason, &dependant.dependency)),
+            Verdict::Refused(reason) => {
+                return Err(refused(front, &dependant.described, reason, &dependant.dependency));
+            }
             Verdict::Carried => on_column(front, columns, &dependant)?,
             Verdict::Harmless => {}
         }
@@ -100,7 +102,8 @@ fn refused(front: &Relation, described: &str, reason: Reason, dependency: &Depen
         Reason::Publication | Reason::Extension | Reason::Inheritance | Reason::Unknown => code::NOT_SUPPORTED,
         _ => code::DEPENDENTS,
     };
-    let failure = Failure::new(code, format!("cannot change table {}: {described} {reason}", front.name.plain())).hint(reason.hint());
+    let failure = Failure::new(code, format!("cannot change table {}: {described} {reason}", front.name.plain()))
+        .hint(reason.hint());
     if reason == Reason::Unknown {
         let Dependency { catalog, kind, deptype, on, own } = dependency;
         return failure.detail(format!("It is known as ({catalog}, {kind:?}, {deptype:?}) on {on:?}, own: {own}."));
@@ -190,9 +193,12 @@ fn upward(front: &Relation) -> Result<(), Failure> {
 }
 
 fn refused_reference(front: &Relation, reference: &Reference, reason: Reason) -> Failure {
-    Failure::new(code::NOT_SUPPORTED, format!("cannot change table {}: {} {reason}", front.name.plain(), reference.described))
-        .detail(format!("It is known as ({}, {:?}) on {}.", reference.catalog, reference.deptype, reference.on_catalog))
-        .hint(reason.hint())
+    Failure::new(
+        code::NOT_SUPPORTED,
+        format!("cannot change table {}: {} {reason}", front.name.plain(), reference.described),
+    )
+    .detail(format!("It is known as ({}, {:?}) on {}.", reference.catalog, reference.deptype, reference.on_catalog))
+    .hint(reason.hint())
 }
 
 #[derive(Deserialize)]
@@ -225,8 +231,11 @@ fn foreign_keys(front: &Relation, columns: &Columns) -> Result<(), Failure> {
     )?;
     for key in keys {
         if let Some(odd) = key.odd {
-            return Err(Failure::new(code::NOT_SUPPORTED, format!("cannot change table {}: {} {odd}", front.name.plain(), key.described))
-                .hint("Drop the foreign key, or enable its triggers, then begin again."));
+            return Err(Failure::new(
+                code::NOT_SUPPORTED,
+                format!("cannot change table {}: {} {odd}", front.name.plain(), key.described),
+            )
+            .hint("Drop the foreign key, or enable its triggers, then begin again."));
         }
         for (column, type_oid, mine) in key.pairs {
             let Some(new_type) = columns.new_type(&mine) else { continue };
@@ -280,8 +289,11 @@ struct Unlisted {
 fn unlisted(front: &Relation) -> Result<(), Failure> {
     let found: Option<Unlisted> = spi::fetch_optional(UNLISTED, &[pg_sys::Oid::from(front.oid).into()])?;
     found.map_or(Ok(()), |found| {
-        Err(Failure::new(code::NOT_SUPPORTED, format!("cannot change table {}: {} {}", front.name.plain(), found.described, found.why))
-            .hint(found.hint))
+        Err(Failure::new(
+            code::NOT_SUPPORTED,
+            format!("cannot change table {}: {} {}", front.name.plain(), found.described, found.why),
+        )
+        .hint(found.hint))
     })
 }
 

@@ -33,7 +33,11 @@ pub fn outputs(query: &str, from: &Name, to: &Name) -> Result<Vec<Output>, Failu
     match (found, rolled_back) {
         (Some(outputs), _) => Ok(outputs),
         (None, Err(failure)) => Err(Failure {
-            message: format!("a view over table {} does not fit the table taking its place: {}", from.plain(), failure.message),
+            message: format!(
+                "a view over table {} does not fit the table taking its place: {}",
+                from.plain(),
+                failure.message
+            ),
             detail: Some(format!("The view is: {query}")),
             ..failure
         }

@@ -165,7 +165,8 @@ pub(super) fn restore(name: &Name, relation: u32, owner: u32) -> Result<Vec<Stat
         &[pg_sys::Oid::from(owner).into()],
     )?;
     let roles = roles.iter().map(|role| format!(", {}", role.name)).collect::<String>();
-    let mut statements = vec![Statement::new(format!("revoke all privileges on table {name} from public{roles} cascade"))];
+    let mut statements =
+        vec![Statement::new(format!("revoke all privileges on table {name} from public{roles} cascade"))];
     statements.extend(align(&format!("table {name}"), &name.schema, owner, &[], &read(relation)?));
     Ok(statements)
 }

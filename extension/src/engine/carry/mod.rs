@@ -188,7 +188,10 @@ fn finish(gathering: Gathering<'_>) -> Carryover {
     out.locks = views;
     let locked: Vec<u32> = out.locks.iter().map(|wanted| wanted.relation).collect();
     out.locks.extend(
-        tables.into_iter().filter(|(relation, _)| !locked.contains(relation)).map(|(relation, mode)| Wanted { relation, mode }),
+        tables
+            .into_iter()
+            .filter(|(relation, _)| !locked.contains(relation))
+            .map(|(relation, mode)| Wanted { relation, mode }),
     );
     out.locks.extend(ends.map(|relation| Wanted { relation, mode: Mode::AccessExclusive }));
     // After the table, as an INSERT takes them.

@@ -5,8 +5,8 @@
 //! An identity column cannot lend its sequence; the other table has one, which takes over the value. From
 //! reading it until the commit the front's sequence is locked, so that nextval waits and no value is given twice.
 
-use super::grants;
 use super::Gathering;
+use super::grants;
 use crate::catalog::lock::Mode;
 use crate::catalog::spi;
 use migrator_core::failure::{Failure, code};
@@ -122,7 +122,10 @@ fn hand_over(g: &mut Gathering<'_>, from: &Sequence, to: &Sequence) -> Result<()
             ),
         )
         .detail(format!("Column {} has another type there.", plain(to.column.as_str())))
-        .hint(format!("Set it to a value that fits and is not in use: select setval({}, …);", literal(&from.name().to_string()))));
+        .hint(format!(
+            "Set it to a value that fits and is not in use: select setval({}, …);",
+            literal(&from.name().to_string())
+        )));
     }
     g.lock_sequence(from.oid, Mode::AccessExclusive);
     let mut name = to.name();

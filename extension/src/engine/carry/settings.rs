@@ -115,7 +115,9 @@ impl Setting {
                 || format!("alter table {rear} set without cluster"),
                 |index| format!("alter table {rear} cluster on {}", Ident::new(index)),
             ),
-            "statistics target" => format!("alter table {rear} alter column {column} set statistics {}", value.unwrap_or("-1")),
+            "statistics target" => {
+                format!("alter table {rear} alter column {column} set statistics {}", value.unwrap_or("-1"))
+            }
             "index statistics target" => {
                 format!("alter index {schema}.{object} alter column {handle} set statistics {}", value.unwrap_or("-1"))
             }
@@ -125,14 +127,19 @@ impl Setting {
             ),
             _ => {
                 let name = option_name(&self.object);
-                value.map_or_else(|| format!("alter table {rear} reset ({name})"), |_| format!("alter table {rear} set ({name} = {text})"))
+                value.map_or_else(
+                    || format!("alter table {rear} reset ({name})"),
+                    |_| format!("alter table {rear} set ({name} = {text})"),
+                )
             }
         }
     }
 }
 
 fn option_name(option: &str) -> String {
-    option.strip_prefix("toast.").map_or_else(|| Ident::new(option).to_string(), |option| format!("toast.{}", Ident::new(option)))
+    option
+        .strip_prefix("toast.")
+        .map_or_else(|| Ident::new(option).to_string(), |option| format!("toast.{}", Ident::new(option)))
 }
 
 fn read(relation: u32) -> Result<Vec<Setting>, Failure> {
@@ -177,7 +184,13 @@ pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
 fn complete(from: &mut [Setting], to: &mut Vec<Setting>) {
     for setting in from.iter().filter(|setting| setting.kind == "option") {
         if !to.iter().any(|other| other.kind == "option" && other.object == setting.object) {
-            to.push(Setting { kind: setting.kind.clone(), object: setting.object.clone(), column: None, value: None, handle: None });
+            to.push(Setting {
+                kind: setting.kind.clone(),
+                object: setting.object.clone(),
+                column: None,
+                value: None,
+                handle: None,
+            });
         }
     }
 }

@@ -4,8 +4,8 @@
 use super::Gathering;
 use crate::catalog::spi;
 use migrator_core::failure::Failure;
-use migrator_core::ident::{Ident, Name, literal, plain};
 use migrator_core::failure::code;
+use migrator_core::ident::{Ident, Name, literal, plain};
 use pgrx::pg_sys;
 use serde::Deserialize;
 
@@ -70,7 +70,11 @@ pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
             }
             None => create(g, &object, &columns),
         }
-        g.after_move(format!("alter statistics {} set schema {}", Name { schema: rear.name.schema.clone(), name: object.name.clone() }, object.schema));
+        g.after_move(format!(
+            "alter statistics {} set schema {}",
+            Name { schema: rear.name.schema.clone(), name: object.name.clone() },
+            object.schema
+        ));
     }
     // What only the rear has: its own column's statistics go back to their place, what was dropped on the front goes.
     for twin in twins {
@@ -113,8 +117,11 @@ impl Object {
         };
         // With a column of another type PostgreSQL writes the same expression with other casts.
         let retyped = front.inner.iter().any(|column| g.columns.retyped(column.as_str()));
-        let same_expressions =
-            if retyped { self.expressions.len() == front.expressions.len() } else { self.expressions == front.expressions };
+        let same_expressions = if retyped {
+            self.expressions.len() == front.expressions.len()
+        } else {
+            self.expressions == front.expressions
+        };
         self.kinds == front.kinds && sorted(&self.columns) == sorted(columns) && same_expressions
     }
 }

@@ -44,7 +44,11 @@ impl View {
         if self.options.is_empty() {
             return String::new();
         }
-        let options: Vec<String> = self.options.iter().map(|(name, value)| format!("{} = {}", Ident::new(name.as_str()), literal(value))).collect();
+        let options: Vec<String> = self
+            .options
+            .iter()
+            .map(|(name, value)| format!("{} = {}", Ident::new(name.as_str()), literal(value)))
+            .collect();
         format!(" with ({})", options.join(", "))
     }
 }
@@ -105,7 +109,9 @@ pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
             .hint("Write the view without a list of column names behind the table's or the join's alias, then begin again."));
         }
         let over_another = view.reads.iter().any(|read| anew.contains(read));
-        if over_another || (view.direct && view_text::outputs(&view.definition, &front.name, &rear.name)? != view.columns) {
+        if over_another
+            || (view.direct && view_text::outputs(&view.definition, &front.name, &rear.name)? != view.columns)
+        {
             anew.insert(view.oid);
         }
     }
@@ -133,7 +139,12 @@ pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
         }
     }
     let touched = |view: &&&View| view.direct || anew.contains(&view.oid);
-    g.views = inside_out.iter().rev().filter(touched).map(|view| Wanted { relation: view.oid, mode: Mode::AccessExclusive }).collect();
+    g.views = inside_out
+        .iter()
+        .rev()
+        .filter(touched)
+        .map(|view| Wanted { relation: view.oid, mode: Mode::AccessExclusive })
+        .collect();
     rules(g)
 }
 
@@ -250,8 +261,11 @@ fn rules(g: &mut Gathering<'_>) -> Result<(), Failure> {
     )?;
     for rule in rules {
         let Some(rest) = rule.definition.strip_prefix("CREATE RULE ") else {
-            return Err(Failure::new(code::NOT_SUPPORTED, format!("the definition of rule {} cannot be read", plain(&rule.name)))
-                .hint("Turn the rule into an INSTEAD OF trigger."));
+            return Err(Failure::new(
+                code::NOT_SUPPORTED,
+                format!("the definition of rule {} cannot be read", plain(&rule.name)),
+            )
+            .hint("Turn the rule into an INSTEAD OF trigger."));
         };
         g.after_move(format!("create or replace rule {}", rest.trim_end_matches(';')));
         if !g.views.iter().any(|wanted| wanted.relation == rule.view) {
