@@ -13,13 +13,29 @@ $$Begins a change of a table: makes an empty table of the new shape, the shadow,
 Nothing of the live table is locked against readers or writers, read or written. It may run inside a transaction, for instance an application migration: nothing happens before its COMMIT. Somebody has to drive the change from there: the agent, or `call migrator.prepare`. Runs with the caller's rights: the caller must own the table.
 
 - relation: the table. It needs a primary key, or a unique index on NOT NULL columns, that both shapes share.
-- actions: what would follow `alter table NAME`, several separated by commas. Null: the shape stays, the rows are written anew.
+- actions: what would follow `alter table NAME`, several separated by commas; a RENAME stands alone, behind a semicolon. Null: the shape stays, the rows are written anew.
 - transform: column of the new shape → SQL expression over the old row. It reads its own row only: no subquery, nothing volatile. A column without one gets the old column's value by assignment, or its default as it is now.
 - reverse: column of the old shape → SQL expression over the new row: what a write made after the swap means in the old shape. Default: an assignment back.
 - shadow: an empty table that you made, instead of actions. Its columns are matched by name.
 - on_ready: `wait` for somebody to swap, or `swap` as soon as it is ready.
 
 Errors: 42501 not the owner; 0A000 something about the table, its dependants or the actions is not supported, by name; 55000 no key; 55006 a change of this table is under way; 23502 rows that exist, or rows on the way back, have no value for a NOT NULL column; 42846 no way from one type to the other, or back; 42703 no such column.$$;
+
+comment on function migrator.explain(regclass, text, jsonb, jsonb, regclass) is
+$$What create_shadow with the same arguments would begin, and all that would follow. It makes the shadow and takes it away again, so it fails where create_shadow would, and leaves nothing behind.
+
+- relation, actions, transform, reverse, shadow: as for create_shadow.
+
+Returns a row for each statement, in their order, and at the end what else to know:
+- ordinal: the order.
+- step: the step of the change, or `note`.
+- object: the table, index or column.
+- statement: what is run; null where it is worked out later.
+- lock: the lock on the table that the application uses, or, where it says so, on the shadow or the backup.
+- held: how long.
+- note: what it costs, what cannot be undone, who will notice.
+
+Errors: those of create_shadow.$$;
 
 comment on function migrator.start_sync(regclass, bigint) is
 $$Switches capture on: from its commit the key of every row that is written goes into the change's key log. Returns the new state, `syncing`.
@@ -279,8 +295,6 @@ comment on function migrator.version() is
 
 comment on function migrator._change_id(regclass, bigint) is
     'Internal: the id of the change that a table or an id names, after the check of the caller''s rights; for the procedures.';
-comment on function migrator._image_hash("any") is
-    'Internal: a hash of the stored images of its arguments after detoasting, by which verify compares rows. Not the hash of their types: 1.0 and 1.00 differ.';
 
 comment on table migrator.change is 'Internal: one row a change. Read migrator.status and migrator.history instead.';
 comment on column migrator.change.id is 'Id of the change; names its schemas and its key log.';
