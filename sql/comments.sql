@@ -123,7 +123,7 @@ Returns one row a change:
 Errors: 55P03 no lock within the attempts, or writers are faster than the catch-up: call again; 55006 an old snapshot, its session named; 55000 not ready, paused, blocked, or rows that do not fit; 25001 inside a transaction block. Nothing is changed then.$$;
 
 comment on function migrator.rollback(regclass, bigint, boolean, boolean) is
-$$Takes a swap back, in one transaction: the backup is live again, with every write made since the swap that the old shape can hold. Both tables are kept; the change goes on to `ready`, from where it may be swapped again.
+$$Takes a swap back, in one transaction: the backup is live again, with every write made since the swap that the old shape can hold. Both tables are kept; the change goes on to `ready` and waits there, also if it was begun with `on_ready => 'swap'`.
 
 Locks, holds and attempts are those of swap. Refused while a row written since the swap does not fit the old shape; migrator.status has named the first of them (`unfit`) since it was written.
 
@@ -221,7 +221,7 @@ comment on column migrator.history.next_step is 'The call that takes it on.';
 comment on column migrator.history.started_ms is 'Milliseconds since 1970 of its start: a second, unique name, for `--timestamp`.';
 comment on column migrator.history.created_at is 'When it was created.';
 comment on column migrator.history.state_since is 'When it came to its phase.';
-comment on column migrator.history.on_ready is 'What happens when it is ready: `wait` or `swap`.';
+comment on column migrator.history.on_ready is 'What happens when it is ready: `wait` for somebody, or `swap`. After a rollback: `wait`.';
 comment on column migrator.history.bad_rows is 'How many rows do not fit: the new shape before the swap, the old one after it.';
 comment on column migrator.history.unfit is 'The first row written since the swap that does not fit the old shape, why, and since when: as long as there is one, rollback is refused.';
 comment on column migrator.history.swapped_at is 'When it was swapped last; null after a rollback.';
@@ -308,7 +308,7 @@ comment on column migrator.change.shadow is 'Oid of the table of the new shape: 
 comment on column migrator.change.actions is 'Argument of create_shadow.';
 comment on column migrator.change.transform is 'Argument of create_shadow.';
 comment on column migrator.change.reverse is 'Argument of create_shadow.';
-comment on column migrator.change.on_ready is 'Argument of create_shadow.';
+comment on column migrator.change.on_ready is 'Argument of create_shadow; `wait` after a rollback.';
 comment on column migrator.change.plan is 'What the change does to each column and key, worked out once by create_shadow.';
 comment on column migrator.change.state is 'The state, without the marks `paused` and `blocked`.';
 comment on column migrator.change.state_since is 'When it came to that state.';
