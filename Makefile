@@ -22,6 +22,7 @@ help:
 	@echo 'make bench                     measurements: SCALE=, DURATION=, ARGS= select'
 	@echo 'make install PG_CONFIG=path    build the extension and install it into a PostgreSQL (SUDO=sudo, PROFILE=dev)'
 	@echo 'make installcheck PG_CONFIG=…  golden SQL tests against a running server (PGHOST, PGPORT, PGUSER)'
+	@echo 'make reference                 write docs/reference.md from the comments of the SQL objects'
 	@echo 'make agent                     build the program `migrator`'
 	@echo 'make setup                     fetch what all this needs, into target/'
 	@echo 'make clean                     remove everything that was built; what setup fetched stays'
@@ -60,6 +61,11 @@ installcheck:
 agent:
 	@tools/in-env cargo build --release -p migrator-agent
 	@echo "built $$(tools/in-env sh -c 'echo $${CARGO_TARGET_DIR:-target}')/release/migrator"
+
+.PHONY: reference
+reference: setup
+	@PROFILE=dev tools/install "$$(tools/in-env printenv PGRX_PG_CONFIG_PATH)" crash-points
+	@tools/with-cluster "$$(tools/in-env printenv PGRX_PG_CONFIG_PATH)" tools/reference
 
 .PHONY: clean
 clean:

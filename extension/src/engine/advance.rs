@@ -259,18 +259,8 @@ fn verifying(change: &Change) -> Result<Advanced, Failure> {
 fn ready(change: &Change) -> Result<Advanced, Failure> {
     let fits = bad_row::count(change, change.direction())? == 0;
     if change.on_ready == "swap" && fits && !change.postponed && !guard::in_transaction_block() {
-        let wants = swap::Wants { in_transaction: false, dry_run: false };
-        return match swap::exchange(vec![change.clone()], swap::Way::Swap, wants) {
-            Ok(_) => {
-                let now = change.again()?;
-                step(&now, "swap", 0)
-            }
-            Err(failure) if matches!(failure.code.as_ref(), code::LOCK_NOT_AVAILABLE | code::IN_USE) => {
-                load::note(change, Some(&failure.message))?;
-                wait(change, HOLD_MS, failure.message)
-            }
-            Err(failure) => Err(failure),
-        };
+        // Of several workers one swaps; the others must not find it swapped and take that for a fault.
+        return alone(change, |change| swap_now(change));
     }
     alone(change, |change| {
         sync::check_ground(change)?;
@@ -282,6 +272,21 @@ fn ready(change: &Change) -> Result<Advanced, Failure> {
         retry_bad_rows(change)?;
         Ok(Advanced { done: true, wait_ms: IDLE_MS, ..step(change, "idle", 0)? })
     })
+}
+
+fn swap_now(change: &Change) -> Result<Advanced, Failure> {
+    let wants = swap::Wants { in_transaction: false, dry_run: false };
+    match swap::exchange(vec![change.clone()], swap::Way::Swap, wants) {
+        Ok(_) => {
+            let now = change.again()?;
+            step(&now, "swap", 0)
+        }
+        Err(failure) if matches!(failure.code.as_ref(), code::LOCK_NOT_AVAILABLE | code::IN_USE) => {
+            load::note(change, Some(&failure.message))?;
+            wait(change, HOLD_MS, failure.message)
+        }
+        Err(failure) => Err(failure),
+    }
 }
 
 fn swapped(change: &Change) -> Result<Advanced, Failure> {

@@ -315,10 +315,12 @@ fn one(change: &Change, way: Way, carryover: &Carryover, fingerprint: &str) -> R
     let capture = switch::fingerprint(change.id, &new_front)?;
     let unvalidated: Vec<_> =
         carryover.unvalidated.iter().map(|(table, constraint)| json!({"table": table, "constraint": constraint})).collect();
+    // Who took it back decides when it is swapped again; an agent would do so within seconds.
     spi::execute(
         "update migrator.change set capture = $2, swap_xid = pg_catalog.pg_current_xact_id(), kept = $3, unvalidated = $4, backlog = 0, \
          fence_xid = null, swapped_at = case when $5 then pg_catalog.clock_timestamp() end, \
-         rolled_back = rolled_back + case when $5 then 0 else 1 end, verify_rounds = 0 where id = $1",
+         rolled_back = rolled_back + case when $5 then 0 else 1 end, verify_rounds = 0, \
+         on_ready = case when $5 then on_ready else 'wait' end where id = $1",
         &[
             change.id.into(),
             capture.into(),
