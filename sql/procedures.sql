@@ -64,11 +64,15 @@ begin
                 hint = pg_catalog.format('Let it go on: select migrator.resume(change => %s);', change);
         end if;
         if step.state operator(pg_catalog.=) 'ready' and step.done then
-            -- advance() would have swapped: something other than a lock is in the way
-            raise exception using errcode = '55000',
-                message = (select pg_catalog.format('change %s of table %s is ready and was not swapped: it waits for %s', s.change, s.relation, s.waits_for)
-                             from migrator.status s where s.change operator(pg_catalog.=) $2),
-                hint = pg_catalog.format('The table goes on as it was, and the shadow is kept in step. When that is mended: select * from migrator.swap(change => %s); To give it up: select migrator.cancel(change => %s);', change, change);
+            -- advance() would have swapped: rows do not fit, or somebody postponed it
+            if (select s.waits_for operator(pg_catalog.~~) 'postponed%' from migrator.status s where s.change operator(pg_catalog.=) $2) then
+                raise notice 'change % is ready and postponed; it is swapped when that is over', change
+                    using hint = pg_catalog.format('To swap it now: select * from migrator.swap(change => %s);', change);
+                return;
+            end if;
+            perform migrator.swap(change => change);   -- tries the rows again, and says which it is
+            commit;
+            continue;
         end if;
         if step.wait_ms operator(pg_catalog.>) 0 then
             if step.wait_ms operator(pg_catalog.>=) 1000 and step.reason is distinct from waits then

@@ -195,7 +195,7 @@ pub fn choose(kind: &Kind, seen: &Seen, bytes: i64, strategy: Strategy) -> Choic
 /// The failure for a strategy that forbids the shadow which is needed.
 pub fn refuse(table: &str, why: &str, bytes: i64, call: &str) -> Failure {
     Failure::new(code::NOT_SUPPORTED, format!("table {table} cannot be changed so in place: {why}"))
-        .detail(format!("The table has {} with its indexes; up to {} that would be taken as short. Nothing was changed.", size(bytes), size(SMALL_BYTES)))
+        .detail(format!("The table has {} with its indexes; with up to {} the strategy in_place would do it all the same. Nothing was changed.", size(bytes), size(SMALL_BYTES)))
         .hint(format!("Let a shadow take its place: {call}"))
 }
 

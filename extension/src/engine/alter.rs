@@ -2,7 +2,6 @@
 //!
 //! `plan` reads and tries, and leaves nothing behind; `run` takes one step of a plan in a transaction of its own.
 
-use crate::catalog::attempt::rehearse;
 use crate::catalog::commands::{self, Part, Piece};
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
@@ -103,7 +102,14 @@ impl Work<'_> {
     fn refuse(&self, why: &str) -> Failure {
         let text = self.request.actions.as_deref().unwrap_or_default();
         let failure = alter::refuse(&self.name(), why, self.bytes, &self.call(text, "shadow"));
-        if self.live.kind == "p" { failure.hint("A partitioned table has no shadow: change its partitions one by one, or make a new table and move the rows.") } else { failure }
+        match self.live.kind.as_str() {
+            "p" if self.bytes <= alter::SMALL_BYTES && self.strategy != Strategy::InPlace => failure.hint(format!(
+                "A partitioned table has no shadow. It is small: {} does it at once; transactions that began before would find it empty.",
+                self.call(text, "in_place")
+            )),
+            "p" => failure.hint("A partitioned table has no shadow: make a new one, and move the rows partition by partition."),
+            _ => failure,
+        }
     }
 
     fn by_hand(&self) -> String {
@@ -144,16 +150,14 @@ impl Work<'_> {
             steps = plan.steps(self)?;
         }
         let text = shape.iter().map(|part| part.text.as_str()).collect::<Vec<_>>().join("; ");
-        rehearse(|| {
-            shape::create_shadow(&Request {
-                relation: self.request.relation,
-                actions: Some(text.clone()),
-                transform: self.request.transform.clone(),
-                reverse: self.request.reverse.clone(),
-                shadow: None,
-                on_ready: "swap".into(),
-                session: shape::Session { role: self.request.session.role, settings: self.request.session.settings.clone() },
-            })
+        shape::explain(&Request {
+            relation: self.request.relation,
+            actions: Some(text.clone()),
+            transform: self.request.transform.clone(),
+            reverse: self.request.reverse.clone(),
+            shadow: None,
+            on_ready: "swap".into(),
+            session: shape::Session { role: self.request.session.role, settings: self.request.session.settings.clone() },
         })?;
         let by_hand = shape.iter().flat_map(|part| &part.pieces).all(|piece| matches!(&piece.kind, Kind::AddIndexed(indexed) if !indexed.exclude));
         let reason = if by_hand { format!("{why}. {}", self.by_hand()) } else { why.to_owned() };

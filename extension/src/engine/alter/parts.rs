@@ -180,7 +180,7 @@ impl Plan {
             Choice::NotValid => {
                 let name = self.name_of(work, piece, found);
                 let text = commands::not_valid(&piece.text, &name)?;
-                self.because("a constraint that is added NOT VALID is checked for new rows at once, and validated without stopping anybody");
+                self.because("a constraint is added NOT VALID, which reads no row");
                 if piece.runs_on_clone() {
                     stages.tried.push(text.clone());
                 }
@@ -211,7 +211,7 @@ impl Plan {
                     let name = definition::quoted(index.name.as_str());
                     self.outside.push(format!("drop index concurrently {}.{name};", definition::quoted(work.live.name.schema.as_str())));
                 }
-                self.outside.push(format!("{};", index.create.replacen(" index ", " index concurrently ", 1)));
+                self.outside.push(format!("{};", index.create.replacen("create UNIQUE index ", "create unique index concurrently ", 1)));
             }
             Choice::Shadow(why) => {
                 self.needs_index |= matches!(piece.kind, Kind::AddIndexed(_));
@@ -245,7 +245,7 @@ impl Plan {
 
     fn set_not_null(&mut self, column: &str, stages: &mut Stages) {
         let name = alter::stand_in(column);
-        self.because("SET NOT NULL reads no row where a validated CHECK says the same");
+        self.because("SET NOT NULL goes through a CHECK that is added NOT VALID");
         if !self.has(name.as_str()) {
             let text = format!("add constraint {name} check ({} is not null) not valid", Ident::new(column));
             stages.tried.push(text.clone());
@@ -364,11 +364,12 @@ impl Plan {
                 lock,
                 held: "while the table is read; stops neither readers nor writers".into(),
                 others: vec![],
-                ..Step { way: Way::NotValid, ..at_once(vec![format!("validate constraint {}", Ident::new(name.as_str()))], &reason) }
+                way: Way::NotValid,
+                ..at_once(vec![format!("validate constraint {}", Ident::new(name.as_str()))], "VALIDATE reads the rows beside readers and writers")
             });
         }
         if !self.last.is_empty() {
-            steps.push(Step { way, ..at_once(self.last.clone(), &reason) });
+            steps.push(Step { way, ..at_once(self.last.clone(), "a validated CHECK says that no row is NULL, so none is read") });
         }
         if steps.is_empty() {
             steps.push(at_once(vec![], if reason.is_empty() { "there is nothing to do" } else { &reason }));

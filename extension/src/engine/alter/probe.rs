@@ -54,7 +54,7 @@ pub fn run(live: &Relation, settings: &[(String, String)], first: &[String], tex
     // A superuser's setting, which the owner may not change: put first, it is in force before the switch of roles.
     settings.insert(0, ("track_counts".to_owned(), "on".to_owned()));
     rehearse(|| {
-        let clone = table::like(live, &name)?;
+        let clone = table::like(&table::Steps::default(), live, &name)?;
         for text in first {
             alter(&clone, &settings, text)?;
         }
@@ -91,7 +91,7 @@ fn new_index(index: &Index, clone: &Relation, live: &Relation) -> Result<NewInde
 fn state(clone: &Relation) -> Result<State, Failure> {
     spi::fetch_one(
         "select pg_catalog.pg_relation_filenode($1)::pg_catalog.int8 as file, pg_catalog.pg_stat_get_xact_numscans($1) as scans, \
-           (select coalesce(pg_catalog.jsonb_object_agg(c.relname, pg_catalog.pg_relation_filenode(c.oid)), '{}') \
+           (select coalesce(pg_catalog.jsonb_object_agg(c.relname, pg_catalog.pg_relation_filenode(c.oid)::pg_catalog.int8), '{}') \
               from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indexrelid where i.indrelid = $1) as indexes, \
            (select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(n.oid::pg_catalog.int8, n.conname, pg_catalog.pg_get_constraintdef(n.oid)) order by n.oid), '[]') \
               from pg_catalog.pg_constraint n where n.conrelid = $1) as constraints",

@@ -139,31 +139,24 @@ fn told(mut failure: Failure, request: &Request, live: &Relation, steps: &[Step]
     let list = |steps: &[Step]| -> String {
         steps.iter().flat_map(|step| &step.texts).map(|text| format!("alter table {name} {text};")).collect::<Vec<_>>().join(" ")
     };
-    let mut detail = failure.detail.take().unwrap_or_default();
-    if number == 0 {
-        if !detail.contains("Nothing was changed") {
-            detail = format!("{detail} Nothing was changed.").trim().to_owned();
-        }
-        failure.detail = Some(detail);
-        return failure;
-    }
-    detail = detail.replace("Nothing was changed, and no session", "No session");
-    failure.detail = Some(format!("{detail} Done: {} Left: {}", list(&steps[..number]), list(&steps[number..])).trim().to_owned());
-    let again = format!(
-        "call migrator.alter_table({}, {});",
-        literal(&name),
-        literal(request.actions.as_deref().unwrap_or_default())
-    );
-    let hint = match steps[number].texts.first().and_then(|text| text.strip_prefix("validate constraint ")) {
+    let detail = failure.detail.take().unwrap_or_default();
+    failure.detail = Some(if number == 0 {
+        let rest = if detail.contains("Nothing was changed") { "" } else { " Nothing was changed." };
+        format!("{detail}{rest}").trim().to_owned()
+    } else {
+        let detail = detail.replace("Nothing was changed, and no session", "No session");
+        format!("{detail} Done: {} Left: {}", list(&steps[..number]), list(&steps[number..])).trim().to_owned()
+    });
+    let again = format!("call migrator.alter_table({}, {});", literal(&name), literal(request.actions.as_deref().unwrap_or_default()));
+    let constraint = steps[number].texts.first().and_then(|text| text.strip_prefix("validate constraint "));
+    let hint = match constraint {
         Some(constraint) if failure.code.starts_with("23") => format!(
             "New rows are checked already. Mend the old ones and call it again: {again} Or take it back: alter table {name} drop constraint {constraint};"
         ),
-        _ => format!("Calling it again goes on from here: {again}"),
+        _ if number > 0 => format!("Calling it again goes on from here: {again}"),
+        _ => return failure,
     };
-    failure.hint = Some(match failure.hint.take() {
-        Some(given) => format!("{given} {hint}"),
-        None => hint,
-    });
+    failure.hint = Some(failure.hint.take().map_or_else(|| hint.clone(), |given| format!("{given} {hint}")));
     failure
 }
 
