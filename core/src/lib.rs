@@ -4,6 +4,7 @@
 //! This crate never does I/O and never imports pgrx, so that plain `cargo test` covers every rule.
 //! Both the extension and the agent use it: a rule stands once.
 
+pub mod alter;
 pub mod batch;
 pub mod columns;
 pub mod dependant;

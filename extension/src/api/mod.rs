@@ -1,5 +1,6 @@
 //! Every SQL function, one file per noun, thin: check the arguments, call the engine, convert.
 
+mod alter;
 pub mod arguments;
 mod change;
 mod copy;

@@ -14,6 +14,10 @@ use std::ffi::CString;
 
 /// Stands for the table while parsing; no user has a reason to type it.
 const PLACEHOLDER: &str = "migrator placeholder";
+/// What a user's text is put behind. Positions that the parser reports count from its beginning.
+pub(super) const HEAD: &str = "alter table \"migrator placeholder\" ";
+/// What `refused` says of an action that it does not know.
+pub(super) const UNKNOWN: &str = "this action";
 
 /// One `alter table` statement: several actions, or one rename.
 #[derive(Debug)]
@@ -41,17 +45,20 @@ pub struct Added {
 
 /// Reads the user's text for `table`. Parts are separated by semicolons, because PostgreSQL does not mix a rename with other actions.
 pub fn read(table: &Name, text: &str) -> Result<Vec<Part>, Failure> {
-    attempt(|| split(text)?.into_iter().map(|part| read_part(table, part)).collect()).map_err(|mut failure| {
-        if failure.code.starts_with("42601") {
-            failure.message = format!("actions: {}", failure.message);
-            failure.hint.get_or_insert_with(|| "Write what follows the table's name in ALTER TABLE, for instance: alter column id type bigint, add column note text.".into());
-        }
-        failure
-    })
+    attempt(|| split(text)?.into_iter().map(|part| read_part(table, part)).collect()).map_err(explained)
+}
+
+/// Says with a syntax error what the text is.
+pub(super) fn explained(mut failure: Failure) -> Failure {
+    if failure.code.starts_with("42601") {
+        failure.message = format!("actions: {}", failure.message);
+        failure.hint.get_or_insert_with(|| "Write what follows the table's name in ALTER TABLE, for instance: alter column id type bigint, add column note text.".into());
+    }
+    failure
 }
 
 fn read_part(table: &Name, text: &str) -> Result<Part, Failure> {
-    let statement = c_string(&format!("alter table \"{PLACEHOLDER}\" {text}"))?;
+    let statement = c_string(&format!("{HEAD}{text}"))?;
     let mut part = Part { text: text.trim().to_owned(), using: vec![], added: vec![], dropped: vec![] };
     // SAFETY: raw_parser's nodes, each cast after its tag was looked at; they stay in the current memory context.
     unsafe {
@@ -63,27 +70,18 @@ fn read_part(table: &Name, text: &str) -> Result<Part, Failure> {
         match (*node).type_ {
             pg_sys::NodeTag::T_AlterTableStmt => {
                 let alter = &*node.cast::<pg_sys::AlterTableStmt>();
-                if alter.objtype != pg_sys::ObjectType::OBJECT_TABLE
-                    || alter.missing_ok
-                    || !is_placeholder(alter.relation)
-                {
+                if alter.objtype != pg_sys::ObjectType::OBJECT_TABLE || alter.missing_ok || !is_placeholder(alter.relation) {
                     return Err(not_actions());
                 }
-                // One action can be shown as it is in a hint; of several, the reader picks the one that is meant.
-                let shown = if length(alter.cmds) == 1 { text } else { "…" };
                 for at in 0..length(alter.cmds) {
                     let command = &*nth::<pg_sys::AlterTableCmd>(alter.cmds, at).expect("within the list");
-                    read_command(table, shown, command, &mut part)?;
+                    read_command(table, text, command, &mut part)?;
                 }
             }
             pg_sys::NodeTag::T_RenameStmt => {
                 let rename = &*node.cast::<pg_sys::RenameStmt>();
-                let ours = rename.relationType == pg_sys::ObjectType::OBJECT_TABLE
-                    || rename.renameType == pg_sys::ObjectType::OBJECT_TABCONSTRAINT;
-                let kind = matches!(
-                    rename.renameType,
-                    pg_sys::ObjectType::OBJECT_COLUMN | pg_sys::ObjectType::OBJECT_TABCONSTRAINT
-                );
+                let ours = rename.relationType == pg_sys::ObjectType::OBJECT_TABLE || rename.renameType == pg_sys::ObjectType::OBJECT_TABCONSTRAINT;
+                let kind = matches!(rename.renameType, pg_sys::ObjectType::OBJECT_COLUMN | pg_sys::ObjectType::OBJECT_TABCONSTRAINT);
                 if !is_placeholder(rename.relation) || rename.missing_ok {
                     return Err(not_actions());
                 }
@@ -98,7 +96,7 @@ fn read_part(table: &Name, text: &str) -> Result<Part, Failure> {
     Ok(part)
 }
 
-unsafe fn is_placeholder(relation: *mut pg_sys::RangeVar) -> bool {
+pub(super) unsafe fn is_placeholder(relation: *mut pg_sys::RangeVar) -> bool {
     // SAFETY: null or a RangeVar of the parser.
     unsafe {
         relation.as_ref().is_some_and(|range| {
@@ -107,12 +105,7 @@ unsafe fn is_placeholder(relation: *mut pg_sys::RangeVar) -> bool {
     }
 }
 
-unsafe fn read_command(
-    table: &Name,
-    text: &str,
-    command: &pg_sys::AlterTableCmd,
-    part: &mut Part,
-) -> Result<(), Failure> {
+unsafe fn read_command(table: &Name, text: &str, command: &pg_sys::AlterTableCmd, part: &mut Part) -> Result<(), Failure> {
     // SAFETY: the grammar (gram.y, alter_table_cmd) fills name and def as each subtype needs them.
     unsafe {
         match command.subtype {
@@ -168,7 +161,7 @@ unsafe fn read_added(table: &Name, text: &str, column: &pg_sys::ColumnDef) -> Re
 }
 
 /// Why an action is refused; None for those that are taken.
-fn refused(subtype: At::Type) -> Option<&'static str> {
+pub(super) fn refused(subtype: At::Type) -> Option<&'static str> {
     #[cfg(not(any(feature = "pg14", feature = "pg15", feature = "pg16")))]
     if subtype == At::AT_SetExpression {
         return None;
@@ -205,41 +198,29 @@ fn refused(subtype: At::Type) -> Option<&'static str> {
         | At::AT_DisableTrigAll
         | At::AT_EnableTrigUser
         | At::AT_DisableTrigUser => Some("enabling or disabling triggers"),
-        At::AT_EnableRule | At::AT_EnableAlwaysRule | At::AT_EnableReplicaRule | At::AT_DisableRule => {
-            Some("enabling or disabling rules")
-        }
+        At::AT_EnableRule | At::AT_EnableAlwaysRule | At::AT_EnableReplicaRule | At::AT_DisableRule => Some("enabling or disabling rules"),
         At::AT_AddInherit | At::AT_DropInherit => Some("INHERIT"),
         At::AT_AddOf | At::AT_DropOf => Some("OF"),
         At::AT_ReplicaIdentity => Some("REPLICA IDENTITY"),
-        At::AT_EnableRowSecurity | At::AT_DisableRowSecurity | At::AT_ForceRowSecurity | At::AT_NoForceRowSecurity => {
-            Some("ROW LEVEL SECURITY")
-        }
-        At::AT_AttachPartition | At::AT_DetachPartition | At::AT_DetachPartitionFinalize => {
-            Some("attaching or detaching partitions")
-        }
-        _ => Some("this action"),
+        At::AT_EnableRowSecurity | At::AT_DisableRowSecurity | At::AT_ForceRowSecurity | At::AT_NoForceRowSecurity => Some("ROW LEVEL SECURITY"),
+        At::AT_AttachPartition | At::AT_DetachPartition | At::AT_DetachPartitionFinalize => Some("attaching or detaching partitions"),
+        _ => Some(UNKNOWN),
     }
 }
 
-fn not_actions() -> Failure {
+pub(super) fn not_actions() -> Failure {
     Failure::new("42601", "this is not a list of ALTER TABLE actions on the table itself")
 }
 
 fn in_place(table: &Name, text: &str, what: &str) -> Failure {
-    Failure::new(
-        code::NOT_SUPPORTED,
-        format!("{what} is not part of a table's shape and cannot be one of the actions for {}", table.plain()),
-    )
-    .hint(format!("It is catalogue work only. Run it by itself: {}", call(table, text)))
+    Failure::new(code::NOT_SUPPORTED, format!("{what} is not part of a table's shape and cannot be one of the actions for {}", table.plain()))
+        .hint(format!("It is catalogue work only. Run it by itself: {}", call(table, text)))
 }
 
 fn foreign_key(table: &Name, text: &str) -> Failure {
-    Failure::new(
-        code::NOT_SUPPORTED,
-        format!("a foreign key cannot be added together with a new shape of {}", table.plain()),
-    )
-    .detail("The shadow never has foreign keys: they would fire while rows are being copied.")
-    .hint(format!("Add it in place, before or after this change: {}", call(table, text)))
+    Failure::new(code::NOT_SUPPORTED, format!("a foreign key cannot be added together with a new shape of {}", table.plain()))
+        .detail("The shadow never has foreign keys: they would fire while rows are being copied.")
+        .hint(format!("Add it in place, before or after this change: {}", call(table, text)))
 }
 
 fn call(table: &Name, text: &str) -> String {
@@ -249,39 +230,52 @@ fn call(table: &Name, text: &str) -> String {
 
 /// What to say when a foreign key of the live table is to be dropped: the shadow has none.
 pub fn drop_foreign_key(table: &Name, name: &str) -> Failure {
-    Failure::new(
-        code::NOT_SUPPORTED,
-        format!("foreign key {} of {} cannot be dropped together with a new shape", plain(name), table.plain()),
-    )
-    .hint(format!("Drop it in place first: {}", call(table, &format!("drop constraint {}", plain(name)))))
+    Failure::new(code::NOT_SUPPORTED, format!("foreign key {} of {} cannot be dropped together with a new shape", plain(name), table.plain()))
+        .hint(format!("Drop it in place first: {}", call(table, &format!("drop constraint {}", plain(name)))))
 }
 
-/// Cuts the text at its semicolons with PostgreSQL's scanner, which knows quotes, comments and dollar signs.
-fn split(text: &str) -> Result<Vec<&str>, Failure> {
+/// ENFORCED and NOT ENFORCED behind a constraint of a column (18).
+pub(super) fn is_enforcement(kind: Constr::Type) -> bool {
+    #[cfg(feature = "pg18")]
+    let words: &[Constr::Type] = &[Constr::CONSTR_ATTR_ENFORCED, Constr::CONSTR_ATTR_NOT_ENFORCED];
+    #[cfg(not(feature = "pg18"))]
+    let words: &[Constr::Type] = &[];
+    words.contains(&kind)
+}
+
+/// One token of PostgreSQL's scanner.
+pub(super) struct Token {
+    /// The character itself, or a number above 255.
+    pub kind: i32,
+    /// Where it begins, in bytes.
+    pub at: usize,
+}
+
+/// The tokens of a text. PostgreSQL's scanner knows quotes, comments and dollar signs.
+pub(super) fn tokens(text: &str) -> Result<Vec<Token>, Failure> {
     let source = c_string(text)?;
-    let mut cuts = vec![];
+    let mut tokens = vec![];
     // SAFETY: the sequence of raw_parser (parser.c): the scanner copies the text, and the extra data outlives it.
     unsafe {
         let mut extra = pg_sys::core_yy_extra_type::default();
-        let scanner = pg_sys::scanner_init(
-            source.as_ptr(),
-            &mut extra,
-            &raw const pg_sys::ScanKeywords,
-            (&raw const pg_sys::ScanKeywordTokens).cast(),
-        );
+        let scanner = pg_sys::scanner_init(source.as_ptr(), &mut extra, &raw const pg_sys::ScanKeywords, (&raw const pg_sys::ScanKeywordTokens).cast());
         loop {
             let mut value = pg_sys::core_YYSTYPE::default();
             let mut location = 0;
-            match pg_sys::core_yylex(&mut value, &mut location, scanner) {
-                0 => break,
-                token if token == i32::from(b';') => {
-                    cuts.push(usize::try_from(location).expect("an offset into the text"))
-                }
-                _ => {}
+            let kind = pg_sys::core_yylex(&mut value, &mut location, scanner);
+            if kind == 0 {
+                break;
             }
+            tokens.push(Token { kind, at: usize::try_from(location).expect("an offset into the text") });
         }
         pg_sys::scanner_finish(scanner);
     }
+    Ok(tokens)
+}
+
+/// Cuts the text at its semicolons.
+pub(super) fn split(text: &str) -> Result<Vec<&str>, Failure> {
+    let cuts: Vec<usize> = tokens(text)?.into_iter().filter(|token| token.kind == i32::from(b';')).map(|token| token.at).collect();
     let mut parts = vec![];
     let mut from = 0;
     for cut in cuts {
@@ -295,6 +289,6 @@ fn split(text: &str) -> Result<Vec<&str>, Failure> {
     Ok(parts)
 }
 
-fn c_string(text: &str) -> Result<CString, Failure> {
+pub(super) fn c_string(text: &str) -> Result<CString, Failure> {
     CString::new(text).map_err(|_| Failure::new("22021", "the actions contain a NUL byte"))
 }

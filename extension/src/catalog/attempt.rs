@@ -49,3 +49,17 @@ pub fn attempt<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failur
         outcome
     }
 }
+
+/// Runs `work` in a subtransaction that is always rolled back: what it found out stays, what it did does not.
+pub fn rehearse<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    let mut found = None;
+    let ended = attempt(|| {
+        found = Some(work()?);
+        Err::<(), _>(Failure::new("00000", "rehearsed"))
+    });
+    match (found, ended) {
+        (Some(found), _) => Ok(found),
+        (None, Err(failure)) => Err(failure),
+        (None, Ok(())) => unreachable!("the work above never ends well without a result"),
+    }
+}

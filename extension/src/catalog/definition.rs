@@ -142,9 +142,11 @@ pub fn index_sql(index: &Index) -> String {
 /// The same for another table.
 pub fn index_sql_on(index: &Index, from: &Name, to: &Name) -> Result<String, Failure> {
     let unique = if index.is_unique { "UNIQUE " } else { "" };
-    let head = format!("CREATE {unique}INDEX {} ON {} ", quoted(index.name.as_str()), qualified(from));
+    let head = format!("CREATE {unique}INDEX {} ON ", quoted(index.name.as_str()));
     let sql = index_sql(index);
-    let rest = sql.strip_prefix(&head).ok_or_else(|| unreadable(&sql, &head))?;
+    // ONLY: the index of a partitioned table.
+    let rest = sql.strip_prefix(&head).map(|rest| rest.strip_prefix("ONLY ").unwrap_or(rest));
+    let rest = rest.and_then(|rest| rest.strip_prefix(&format!("{} ", qualified(from)))).ok_or_else(|| unreadable(&sql, &head))?;
     Ok(format!("create {unique}index {} on {to} {rest}", index.name))
 }
 

@@ -1,6 +1,7 @@
 //! The steps of a change. Decides with `migrator-core`, acts through `catalog`.
 
 pub mod advance;
+pub mod alter;
 pub mod bad_row;
 pub mod build;
 pub mod carry;

@@ -12,11 +12,11 @@ use pgrx::{JsonB, pg_sys};
 use serde::Deserialize;
 
 mod builds;
-mod checks;
+pub mod checks;
 mod columns;
 mod explain;
 mod keys;
-mod table;
+pub mod table;
 
 pub use crate::catalog::definition::structure;
 pub use explain::Row;

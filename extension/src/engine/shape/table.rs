@@ -90,12 +90,12 @@ pub fn adopt(steps: &Steps, live: &Relation, made: &Relation, name: &Name) -> Re
 
 fn storage(live: &Relation) -> Result<Storage, Failure> {
     spi::fetch_one(
-        "select pg_catalog.pg_get_userbyid(c.relowner) as owner, m.amname as method, t.spcname as tablespace, \
+        "select pg_catalog.pg_get_userbyid(c.relowner) as owner, coalesce(m.amname, 'heap') as method, t.spcname as tablespace, \
            (select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(o.name, o.value)), '[]') from ( \
               select o.option_name as name, o.option_value as value from pg_catalog.pg_options_to_table(c.reloptions) o \
               union all select 'toast.' || o.option_name, o.option_value from pg_catalog.pg_class s, pg_catalog.pg_options_to_table(s.reloptions) o where s.oid = c.reltoastrelid \
            ) o) as options \
-         from pg_catalog.pg_class c join pg_catalog.pg_am m on m.oid = c.relam left join pg_catalog.pg_tablespace t on t.oid = c.reltablespace where c.oid = $1",
+         from pg_catalog.pg_class c left join pg_catalog.pg_am m on m.oid = c.relam left join pg_catalog.pg_tablespace t on t.oid = c.reltablespace where c.oid = $1",
         &[pg_sys::Oid::from(live.oid).into()],
     )
 }
