@@ -17,7 +17,6 @@ use tracing::{info, warn};
 ///
 /// Example: migrator agent --database postgresql://db/shop --jobs 4 --log-format json
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct Agent {
     /// Connections for work, beside one that looks [default: the cores of this machine, 2 to 4]
     #[arg(long, value_name = "N")]

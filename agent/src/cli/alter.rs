@@ -17,7 +17,6 @@ use tracing::info;
 ///
 /// Example: migrator alter orders 'alter column id type bigint, add column note text'
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct Alter {
     /// The table; quote the name as in SQL
     table: String,

@@ -13,7 +13,6 @@ use serde_json::json;
 ///
 /// Example: migrator cleanup --before 2026-01-31 --dry-run
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct Cleanup {
     /// A date or a time, as PostgreSQL reads it ("2026-01-31", "yesterday")
     #[arg(long, value_name = "DATE")]

@@ -12,7 +12,6 @@ use migrator_core::state::State;
 ///
 /// Example: migrator finish orders --dry-run
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct Finish {
     #[command(flatten)]
     select: Select,

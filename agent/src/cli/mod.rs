@@ -45,14 +45,15 @@ pub struct Cli {
     command: Command,
 }
 
-const AFTER: &str = "\
-The database is named by --database, else MIGRATOR_DEST, else `database` in the configuration file, else libpq's
-variables (PGHOST, PGSERVICE, …). Passwords belong into ~/.pgpass or a service file: a command line can be seen by others.
+const AFTER: &str = "The database is named by --database, else MIGRATOR_DEST, else `database` in the configuration \
+file, else libpq's variables (PGHOST, PGSERVICE, …). Passwords belong into ~/.pgpass or a service file: a command line \
+can be seen by others.
 
 Exit status: 0 done, 1 a negative answer (nothing to swap, rows differ, something is wrong), 2 an error.";
 
 /// What every command takes.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Connection and log")]
 pub struct Global {
     /// The database: postgresql://… or keyword=value pairs, as for psql
     #[arg(long, visible_alias = "dest", value_name = "URL", global = true)]

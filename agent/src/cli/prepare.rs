@@ -13,7 +13,6 @@ use clap::Args;
 ///
 /// Example: migrator prepare orders --jobs 4
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct Prepare {
     #[command(flatten)]
     select: Select,

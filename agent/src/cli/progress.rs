@@ -50,10 +50,10 @@ impl Progress {
             Shown::Nothing => {}
             Shown::Bar(bar) => {
                 bar.set_prefix(format!("{} {}", change.relation, change.state));
+                bar.set_message(figures(change, rate, reason));
                 // Between 0 and 1000, so exact.
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
                 bar.set_position((change.progress.unwrap_or(0.0).clamp(0.0, 1.0) * 1000.0) as u64);
-                bar.set_message(figures(change, rate, reason));
             }
             Shown::Lines { last } => {
                 let due = last.as_ref().is_none_or(|(at, state)| *state != change.state || now >= *at + EVERY);
@@ -75,8 +75,13 @@ impl Progress {
 
 fn figures(change: &Change, rate: Option<f64>, reason: Option<&str>) -> String {
     let mut parts = vec![percent(change)];
-    if change.rows_done.is_some() {
-        parts.push(format!("{} of {} rows", count(change.rows_done), count(change.rows_total)));
+    // The total is an estimate, and none before the table was ever analyzed.
+    match (change.rows_done, change.rows_total) {
+        (Some(done), Some(total)) if total >= done && total > 0 => {
+            parts.push(format!("{} of {} rows", count(Some(done)), count(Some(total))));
+        }
+        (Some(done), _) => parts.push(format!("{} rows", count(Some(done)))),
+        (None, _) => {}
     }
     if let Some(rate) = rate {
         // A rate of rows is far below what an i64 holds.

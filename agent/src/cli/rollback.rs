@@ -16,7 +16,6 @@ use clap::Args;
 ///
 /// Example: migrator rollback orders
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct Rollback {
     #[command(flatten)]
     select: Select,

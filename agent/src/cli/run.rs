@@ -12,6 +12,17 @@ use migrator_core::state::State;
 use serde_json::json;
 use std::time::Instant;
 
+/// Only a person can help.
+#[derive(Debug, thiserror::Error)]
+#[error("change {id} of {table} is blocked: {reason}")]
+pub struct Blocked {
+    id: i64,
+    table: String,
+    reason: String,
+    /// What to do, in the database's words.
+    pub remedy: Option<String>,
+}
+
 /// Connections for work, where nobody says how many.
 pub fn default_jobs() -> usize {
     std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 4))
@@ -58,7 +69,8 @@ fn conclude(change: &Change, json: bool) -> anyhow::Result<Outcome> {
         }
     };
     if change.state == "blocked" {
-        bail!("change {id} of {table} is blocked: {}", output::or_dash(change.waits_for.as_deref()));
+        let (reason, remedy) = (output::or_dash(change.waits_for.as_deref()), change.next_step.clone());
+        return Err(Blocked { id, table: table.clone(), reason, remedy }.into());
     }
     match change.phase() {
         Some(State::Ready) => {

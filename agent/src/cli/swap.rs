@@ -18,7 +18,6 @@ use serde_json::json;
 ///
 /// Example: migrator swap orders
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub struct Swap {
     #[command(flatten)]
     select: Select,

@@ -145,9 +145,9 @@ impl Board {
         rest
     }
 
-    /// Why the last call for a change did nothing, if it did nothing.
+    /// Why the last call for a change did nothing, if it did nothing and nobody else is at it.
     pub fn reason(&self, change: i64) -> Option<&str> {
-        self.cards.get(&change).and_then(|card| card.reason.as_deref())
+        self.cards.get(&change).filter(|card| card.active == 0).and_then(|card| card.reason.as_deref())
     }
 
     /// When the next change is due.
@@ -198,13 +198,17 @@ mod tests {
         assert_eq!(board.take(now), Some(Turn { change: 1, name: "indexing:1".to_owned() }));
         taken(&mut board, now).unwrap();
         board.give_back(1, Some(&call("wait", Some("a hold"))), Action::Wait(Duration::from_secs(1)), now);
-        assert_eq!(board.reason(1), Some("a hold"));
+        assert_eq!(board.reason(1), None, "somebody is still at it");
         assert_eq!(taken(&mut board, now), None, "not due");
         assert_eq!(taken(&mut board, now + Duration::from_secs(1)), None, "somebody is still at it");
         board.give_back(1, Some(&call("build", None)), Action::Again, now);
         assert_eq!(board.reason(1), None);
         assert_eq!(board.take(now).unwrap().name, "build:1");
         assert_eq!(taken(&mut board, now), Some(1), "there is work again, so for everybody");
+        for _ in 0..2 {
+            board.give_back(1, Some(&call("wait", Some("a hold"))), Action::Wait(Duration::from_secs(1)), now);
+        }
+        assert_eq!(board.reason(1), Some("a hold"));
     }
 
     #[test]
