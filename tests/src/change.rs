@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 /// How long a step may need at most before a test gives up on it.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An open change.
 #[derive(Clone)]
@@ -222,11 +222,16 @@ impl Change {
     /// Waits, while somebody else drives, until the state is this one.
     pub async fn wait_for(&self, state: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        while self.state().await? != state {
+        loop {
+            // A server that was just killed does not answer for a moment.
+            let now = self.state().await.unwrap_or_default();
+            if now == state {
+                return Ok(());
+            }
+            ensure!(now != "blocked", "blocked on its way to {state}: {}", self.told().await?);
             ensure!(Instant::now() < deadline, "not {state} in time: {}", self.told().await?);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Ok(())
     }
 
     /// Swaps. A swap that says why it cannot be now is asked for again, and so is one that was disturbed.

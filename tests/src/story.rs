@@ -1,6 +1,7 @@
 //! How a test runs on every version of PostgreSQL there is, and how it says that it cannot.
 
 use crate::{Result, Server};
+use std::fmt;
 use std::future::Future;
 use std::io::Write;
 use std::time::Duration;
@@ -8,21 +9,35 @@ use std::time::Duration;
 /// Longer than any test should need; a test that hangs ends with a message.
 const LONGEST: Duration = Duration::from_secs(15 * 60);
 
+/// Why a test failed, shown as it reads.
+pub struct Failed(String);
+
+impl fmt::Debug for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Runs one test on one version. Called by [`for_each_server`](crate::for_each_server).
-pub fn run<F: Future<Output = Result<()>>>(name: &str, major: u32, test: impl FnOnce(Server) -> F) {
+pub fn run<F: Future<Output = Result<()>>>(
+    name: &str,
+    major: u32,
+    test: impl FnOnce(Server) -> F,
+) -> Result<(), Failed> {
     let server = Server::of(major).expect("tools/servers lists the servers");
     let Some(server) = server else {
         skipped(&format!("{name} on {major}"), "this version is not set up");
-        return;
+        return Ok(());
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime can be had for a test");
     let outcome = runtime.block_on(async { tokio::time::timeout(LONGEST, test(server)).await });
-    match outcome {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => panic!("{name} on PostgreSQL {major}: {error:?}"),
-        Err(_) => panic!("{name} on PostgreSQL {major}: not done after {LONGEST:?}"),
-    }
+    let why = match outcome {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => error.chain().map(ToString::to_string).collect::<Vec<_>>().join("\n  because: "),
+        Err(_) => format!("not done after {LONGEST:?}"),
+    };
+    Err(Failed(format!("{name} on PostgreSQL {major}: {why}")))
 }
 
 /// Says that a test cannot run here. In CI nothing may be missing, so there it fails instead, unless versions were chosen.
@@ -51,16 +66,16 @@ macro_rules! for_each_server {
     ($($name:ident),+ $(,)?) => { $(
         mod $name {
             #[test]
-            fn pg15() {
-                $crate::story::run(stringify!($name), 15, super::$name);
+            fn pg15() -> Result<(), $crate::story::Failed> {
+                $crate::story::run(stringify!($name), 15, super::$name)
             }
             #[test]
-            fn pg16() {
-                $crate::story::run(stringify!($name), 16, super::$name);
+            fn pg16() -> Result<(), $crate::story::Failed> {
+                $crate::story::run(stringify!($name), 16, super::$name)
             }
             #[test]
-            fn pg18() {
-                $crate::story::run(stringify!($name), 18, super::$name);
+            fn pg18() -> Result<(), $crate::story::Failed> {
+                $crate::story::run(stringify!($name), 18, super::$name)
             }
         }
     )+ };

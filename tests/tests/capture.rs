@@ -133,7 +133,7 @@ async fn commits_in_another_order(server: Server) -> Result<()> {
     for round in 0..3 {
         let (early, late) = (database.connect().await?, database.connect().await?);
         early.run("begin").await?;
-        early.run(&format!("update items set name = 'early {round}' where id = 10; insert into items values (7000 + {round}, 'early')")).await?;
+        early.run(&format!("update items set name = 'early {round}' where id = 10; insert into items values (7000 + {round}, 'too early {round}')")).await?;
         late.run(&format!("update items set name = 'late {round}' where id = 11")).await?;
         change.until_in_step().await?;
         late.run(&format!("update items set n = {round} where id = 12")).await?;
@@ -229,7 +229,8 @@ async fn a_capture_that_was_switched_off(server: Server) -> Result<()> {
     if swapped.is_err() {
         let state = change.until_done().await;
         if !state.as_ref().is_ok_and(|state| state == "ready") {
-            session.run(&format!("select migrator.resume(change => {})", change.id)).await?;
+            // Blocked, then: the way out is in the hint.
+            session.run("select migrator.start_sync('items')").await?;
             change.until_ready().await?;
         }
         change.swap().await?;

@@ -41,8 +41,8 @@ async fn a_dropped_column_comes_back_with_every_value(server: Server) -> Result<
                 and salary = id and memo is not distinct from case when id % 2 = 0 then 'memo ' || id end \
                 and name = case id when 7 then 'last' else 'N' || id end";
     ensure!(session.number(kept).await? == 489, "old values are gone: {} are left", session.number(kept).await?);
-    let new = "select count(*) from staff where (id in (8, 600) or id > 10000) and salary = 100 and memo is null";
-    ensure!(session.number(new).await? == 12, "new rows should have the default: {}", session.number(new).await?);
+    let new = "select count(*) from staff where (id = 600 or id > 10000) and salary = 100 and memo is null";
+    ensure!(session.number(new).await? == 11, "new rows should have the default: {}", session.number(new).await?);
     change.until_ready().await?;
     change.cancel().await?;
     nothing_left_behind(&database).await

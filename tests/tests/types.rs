@@ -69,10 +69,12 @@ async fn values_of_every_type(server: Server) -> Result<()> {
                    na name, ch "char", bl boolean)"#
         )
         .await?;
+    // Not every build knows XML; PostgreSQL 15's does.
+    let xml = session.value("select xml '<a b=\"1\"/>'").await.is_ok();
+    session.run(if xml { "set xmloption = content" } else { "alter table kinds alter x type text" }).await?;
     session
         .run(
-            r#"set xmloption = content;
-               insert into kinds select 1, 'NaN', 'NaN', 'NaN', 1.0, '{"a": 1,  "a": 2}', '{"a": 1}', '<a b="1"/>',
+            r#"insert into kinds select 1, 'NaN', 'NaN', 'NaN', 1.0, '{"a": 1,  "a": 2}', '{"a": 1}', '<a b="1"/>',
                    '[1,5)', '{[1,2),[3,4)}', '[0:2]={1,2,3}', '{NULL,"",x}', '{{1,2},{3,4}}', 4, '(1,"")', array[(1,'x')::pair, null],
                    'so so', '10101', '1', 12.34, '16/B374D848', 'a:1 b:2', 'a & b', '(1,-0)', '{1,2,3}', '[(0,0),(1,1)]',
                    '(1,1),(0,0)', '[(0,0),(1,1),(2,0)]', '((0,0),(1,1),(2,0))', '<(0,0),1>', 'infinity', '-infinity',
@@ -148,10 +150,9 @@ async fn keys_that_compare_in_their_own_way(server: Server) -> Result<()> {
     } else {
         story::skipped(&format!("citext keys on {}", server.major), "this server has no citext");
     }
-    if session.number("select count(*) from pg_collation where collprovider = 'i'").await? > 0 {
-        session
-            .run("create collation soft (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
-            .await?;
+    // Not every build knows ICU.
+    let soft = "create collation soft (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
+    if session.run(soft).await.is_ok() {
         types.push(("icu", "text", r#"collate "de-x-icu""#));
         types.push(("soft", "text", "collate soft"));
     }
