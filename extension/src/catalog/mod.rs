@@ -13,4 +13,5 @@ pub mod role;
 pub mod settings;
 pub mod spi;
 pub mod volatility;
+mod walk;
 pub mod view_text;
