@@ -65,6 +65,7 @@ mod tests {
             settings: vec![],
             builds: vec![],
             structure: String::new(),
+            definitions: String::new(),
             unvalidated: vec![],
         })
     }

@@ -107,6 +107,7 @@ mod tests {
             builds: vec![],
             unvalidated: vec![],
             structure: String::new(),
+            definitions: String::new(),
             unvalidated: vec![],
         };
         let forward = Columns::forward(&plan);

@@ -28,6 +28,10 @@ pub struct Plan {
     pub unvalidated: Vec<Unvalidated>,
     /// What capture and the copy rely on: a fingerprint of the live table's columns; compared before each batch.
     pub structure: String,
+    /// A fingerprint of the live table's indexes, constraints and defaults; compared before the swap, which would
+    /// otherwise lose what was added meanwhile.
+    #[serde(default)]
+    pub definitions: String,
 }
 
 /// A constraint that was NOT VALID and stays so.

@@ -275,3 +275,21 @@ pub fn structure(relation: u32) -> Result<String, Failure> {
     )?;
     Ok(row.structure.unwrap_or_default())
 }
+
+/// A fingerprint of the indexes, constraints (foreign keys apart: the swap reads those anew) and defaults of a table.
+pub fn definitions(relation: u32) -> Result<String, Failure> {
+    #[derive(Deserialize)]
+    struct Fingerprint {
+        definitions: Option<String>,
+    }
+    let row: Fingerprint = spi::fetch_one(
+        "select pg_catalog.md5(pg_catalog.string_agg(q.line, ';' order by q.line)) as definitions from ( \
+           select pg_catalog.pg_get_indexdef(i.indexrelid) as line from pg_catalog.pg_index i where i.indrelid = $1 \
+           union all select pg_catalog.concat_ws(' ', k.conname, k.convalidated, pg_catalog.pg_get_constraintdef(k.oid)) \
+             from pg_catalog.pg_constraint k where k.conrelid = $1 and k.contype in ('c', 'p', 'u', 'x') \
+           union all select pg_catalog.concat_ws(' ', d.adnum, pg_catalog.pg_get_expr(d.adbin, d.adrelid)) \
+             from pg_catalog.pg_attrdef d where d.adrelid = $1) q",
+        &[pg_sys::Oid::from(relation).into()],
+    )?;
+    Ok(row.definitions.unwrap_or_default())
+}

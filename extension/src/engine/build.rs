@@ -87,6 +87,9 @@ pub fn attach(change: &Change) -> Result<(), Failure> {
     for statement in statements {
         change.as_owner(&[], || spi::execute(&statement.attach, &[]))?;
     }
+    for statement in change.plan.builds.iter().flat_map(|build| &build.also) {
+        spi::execute(statement, &[])?;
+    }
     let shadow = Relation::get(change.shadow)?.name;
     change.as_owner(&[("statement_timeout", "0")], || spi::execute(&format!("analyze {shadow}"), &[]))?;
     change.event("attach", "constraints attached, statistics gathered", json!({}))

@@ -15,7 +15,7 @@ use crate::engine::change::Change;
 use crate::engine::drain;
 use crate::engine::{bad_row, guard, reconcile, snapshot, sync};
 use migrator_core::failure::{Failure, code};
-use migrator_core::ident::Ident;
+use migrator_core::ident::{Ident, literal};
 use migrator_core::sql::Direction;
 use migrator_core::state::State;
 use pgrx::JsonB;
@@ -167,6 +167,9 @@ fn check(change: &Change, way: Way) -> Result<(), Failure> {
         });
     }
     snapshot::refuse_old(change, way.verb())?;
+    if way == Way::Swap {
+        sync::check_definitions(change)?;
+    }
     sync::check_ground(change)
 }
 
@@ -298,6 +301,9 @@ fn one(change: &Change, way: Way, carryover: &Carryover, fingerprint: &str) -> R
     if carry::fingerprint(front.oid)? != fingerprint {
         return Err(Failure::new(code::LOCK_NOT_AVAILABLE, "what hangs on the table changed while the lock was waited for"));
     }
+    if way == Way::Swap {
+        sync::check_definitions(&change)?;
+    }
     crash::point("swap_locked");
     switch::switch_off(change.id, &front)?;
     run(&carryover.before_move)?;
@@ -310,6 +316,9 @@ fn one(change: &Change, way: Way, carryover: &Carryover, fingerprint: &str) -> R
     spi::execute(&format!("alter table {} set schema {home}", rear.name), &[])?;
     run(&carryover.after_move)?;
     let new_front = Relation::get(rear.oid)?;
+    if way == Way::Swap {
+        add_unvalidated(&change, &new_front)?;
+    }
     let swap_xid = current_xid()?;
     switch::switch_on(change.id, way.after(), &new_front, &key(&change, way.after()), Some(swap_xid))?;
     let capture = switch::fingerprint(change.id, &new_front)?;
@@ -333,6 +342,29 @@ fn one(change: &Change, way: Way, carryover: &Carryover, fingerprint: &str) -> R
         Way::Swap => State::Swapped,
         Way::Rollback => State::CatchingUp,
     })
+}
+
+/// Constraints that rows of the live table may break: they were kept off the shadow while rows were copied.
+fn add_unvalidated(change: &Change, table: &Relation) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct There {
+        there: bool,
+    }
+    for constraint in &change.plan.unvalidated {
+        let there: There = spi::fetch_one(
+            "select exists (select from pg_catalog.pg_constraint k where k.conrelid = $1 and k.conname = $2) as there",
+            &[pgrx::pg_sys::Oid::from(table.oid).into(), constraint.name.as_str().into()],
+        )?;
+        if there.there {
+            continue;
+        }
+        spi::execute(&format!("alter table {} add constraint {} {}", table.name, constraint.name, constraint.definition), &[])?;
+        if let Some(comment) = &constraint.comment {
+            let comment = literal(comment);
+            spi::execute(&format!("comment on constraint {} on {} is {comment}", constraint.name, table.name), &[])?;
+        }
+    }
+    Ok(())
 }
 
 fn current_xid() -> Result<u64, Failure> {

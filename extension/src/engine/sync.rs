@@ -182,6 +182,19 @@ pub fn check_ground(change: &Change) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether the indexes, constraints and defaults of the old shape are those that the shadow was made with.
+pub fn check_definitions(change: &Change) -> Result<(), Failure> {
+    if change.plan.definitions.is_empty() || shape::definitions(change.live)? == change.plan.definitions {
+        return Ok(());
+    }
+    Err(Failure::new(
+        code::NOT_IN_STATE,
+        format!("indexes, constraints or defaults of table {} were changed since change {} was created", change.name().plain(), change.id),
+    )
+    .detail("The shadow was made with those of that time, and a swap would lose the others. Nothing was changed.")
+    .hint(format!("Undo that and call this again, or begin anew: {}", change.call("cancel"))))
+}
+
 fn structure_changed(change: &Change) -> Failure {
     Failure::new(
         code::NOT_IN_STATE,
