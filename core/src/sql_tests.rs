@@ -73,6 +73,7 @@ fn plan() -> Plan {
         builds: vec![],
         unvalidated: vec![],
         structure: String::new(),
+        unvalidated: vec![],
     }
 }
 
