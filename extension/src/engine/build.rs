@@ -4,6 +4,7 @@ use crate::catalog::attempt::attempt;
 use crate::catalog::{relation::Relation, spi};
 use crate::crash;
 use crate::engine::change::Change;
+use crate::engine::swap;
 use migrator_core::failure::Failure;
 use serde::Deserialize;
 use serde_json::json;
@@ -73,7 +74,7 @@ pub fn left(change: &Change) -> Result<i64, Failure> {
     Ok(left.n)
 }
 
-/// Turns indexes into the constraints that they carry, then ANALYZE. The caller holds the change `Alone`.
+/// Turns indexes into the constraints that they carry, then what can be carried over already, then ANALYZE. The caller holds the change `Alone`.
 pub fn attach(change: &Change) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Attach {
@@ -90,6 +91,7 @@ pub fn attach(change: &Change) -> Result<(), Failure> {
     for statement in change.plan.builds.iter().flat_map(|build| &build.also) {
         spi::execute(statement, &[])?;
     }
+    swap::rehearse(change)?;
     let shadow = Relation::get(change.shadow)?.name;
     change.as_owner(&[("statement_timeout", "0")], || spi::execute(&format!("analyze {shadow}"), &[]))?;
     change.event("attach", "constraints attached, statistics gathered", json!({}))

@@ -142,8 +142,12 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
             prepare_all(&held, way, &mut prepared.borrow_mut())
         },
         || {
-            for (change, (carryover, fingerprint)) in held.iter().zip(prepared.borrow().iter()) {
-                one(change, way, carryover, fingerprint)?;
+            // All checks before the first move: moving one table rewrites foreign keys of another.
+            for (change, (_, fingerprint)) in held.iter().zip(prepared.borrow().iter()) {
+                last_keys(change, way, fingerprint)?;
+            }
+            for (change, (carryover, _)) in held.iter().zip(prepared.borrow().iter()) {
+                one(change, way, carryover)?;
             }
             Ok(())
         },
@@ -258,23 +262,35 @@ fn prepare_all(held: &[Change], way: Way, prepared: &mut Vec<(Carryover, String)
             fresh.push((carryover.clone(), fingerprint));
             continue;
         }
-        let backup = match way {
-            Way::Swap => change.backup_schema(),
-            Way::Rollback => change.shadow_schema(),
-        };
-        let carryover = carry::gather(&carry::Swap {
-            front: &front,
-            rear: &rear,
-            plan: &change.plan,
-            direction: way.before(),
-            kept: change.kept.as_ref(),
-            front_backup_schema: &backup,
-        })?;
+        let carryover = gather(change, way, &front, &rear)?;
         run(&carryover.before_lock)?;
         fresh.push((carryover, fingerprint));
     }
     *prepared = fresh;
     Ok(())
+}
+
+fn gather(change: &Change, way: Way, front: &Relation, rear: &Relation) -> Result<Carryover, Failure> {
+    let backup = match way {
+        Way::Swap => change.backup_schema(),
+        Way::Rollback => change.shadow_schema(),
+    };
+    carry::gather(&carry::Swap {
+        front,
+        rear,
+        plan: &change.plan,
+        direction: way.before(),
+        kept: change.kept.as_ref(),
+        front_backup_schema: &backup,
+    })
+}
+
+/// Works out what the swap would carry over, and does what can be done long before it: grants, comments, statistics
+/// objects, which the shadow's ANALYZE then fills. What cannot be carried over is found here, not at night.
+pub fn rehearse(change: &Change) -> Result<(), Failure> {
+    let (front, rear) = change.front_and_rear()?;
+    let carryover = gather(change, Way::Swap, &front, &rear)?;
+    run(&carryover.before_lock)
 }
 
 fn run(statements: &[carry::Statement]) -> Result<(), Failure> {
@@ -287,23 +303,29 @@ fn run(statements: &[carry::Statement]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One exchange, under all locks.
-fn one(change: &Change, way: Way, carryover: &Carryover, fingerprint: &str) -> Result<(), Failure> {
-    let mut change = change.clone();
-    let (front, rear) = change.front_and_rear()?;
+/// Under all locks: the last keys, and whether everything still is as it was when the exchange was prepared.
+fn last_keys(change: &Change, way: Way, fingerprint: &str) -> Result<(), Failure> {
     // Nobody writes any more: what the log holds now is all there will be.
-    if drain::bytes(change.id, change.direction())? > 0 && reconcile::backlog(&change)? > NEAR_ZERO * 5 {
+    if drain::bytes(change.id, change.direction())? > 0 && reconcile::backlog(change)? > NEAR_ZERO * 5 {
         return Err(Failure::new(code::LOCK_NOT_AVAILABLE, "too many keys came in while the lock was waited for"));
     }
-    reconcile::rest(&change)?;
-    bad_row::refuse(&change, way.before())?;
-    sync::check_ground(&change)?;
+    reconcile::rest(change)?;
+    bad_row::refuse(change, way.before())?;
+    sync::check_ground(change)?;
+    let (front, _) = change.front_and_rear()?;
     if carry::fingerprint(front.oid)? != fingerprint {
         return Err(Failure::new(code::LOCK_NOT_AVAILABLE, "what hangs on the table changed while the lock was waited for"));
     }
     if way == Way::Swap {
-        sync::check_definitions(&change)?;
+        sync::check_definitions(change)?;
     }
+    Ok(())
+}
+
+/// One exchange, under all locks.
+fn one(change: &Change, way: Way, carryover: &Carryover) -> Result<(), Failure> {
+    let mut change = change.clone();
+    let (front, rear) = change.front_and_rear()?;
     crash::point("swap_locked");
     switch::switch_off(change.id, &front)?;
     run(&carryover.before_move)?;
