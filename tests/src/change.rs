@@ -149,19 +149,7 @@ impl Change {
     /// Steps until the table that is not in use holds everything committed before the call, as far as
     /// the change itself says so. Clients must be at rest.
     pub async fn until_in_step(&self) -> Result<()> {
-        self.until_done().await?;
-        let session = self.session().await?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let backlog = session
-                .number(&format!("select coalesce(backlog, 0) from migrator.status where change = {}", self.id))
-                .await?;
-            let advance = self.until(|advance| advance.done).await?;
-            if backlog == 0 && advance.rows == 0 {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "the change does not catch up: {backlog} keys wait");
-        }
+        self.until(|advance| advance.done && advance.rows == 0).await.map(|_| ())
     }
 
     /// Keeps the change going in the background, with so many connections, as an agent does.
@@ -265,8 +253,9 @@ impl Change {
         }
     }
 
-    /// Ends it after the swap.
+    /// Ends it after the swap, once the foreign keys that the swap made are validated.
     pub async fn finish(&self) -> Result<()> {
+        self.retried(&format!("select migrator.validate(change => {})", self.id)).await?;
         self.end("finish", "finished").await
     }
 
@@ -276,14 +265,17 @@ impl Change {
     }
 
     async fn end(&self, verb: &str, state: &str) -> Result<()> {
+        let now = self.retried(&format!("select migrator.{verb}(change => {})", self.id)).await?;
+        ensure!(now == state, "{verb} left the change {now}");
+        Ok(())
+    }
+
+    /// Asks for a value until no lock is in the way.
+    async fn retried(&self, sql: &str) -> Result<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let session = self.session().await?;
-            match session.value(&format!("select migrator.{verb}(change => {})", self.id)).await {
-                Ok(now) => {
-                    ensure!(now == state, "{verb} left the change {now}");
-                    return Ok(());
-                }
+            match self.session().await?.value(sql).await {
+                Ok(value) => return Ok(value),
                 Err(error) if error.is_worth_retrying() && Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }

@@ -77,6 +77,7 @@ async fn a_backend_dies_at_every_point(server: Server) -> Result<()> {
     }
     change.until_ready().await?;
     change.swap().await?;
+    database.connect().await?.run(&format!("select migrator.validate(change => {})", change.id)).await?;
     let finish = format!("select migrator.finish(change => {})", change.id);
     until_struck(&database, "finish", "kill", &finish, &lost).await?;
     cluster.wait_until_up().await?;
@@ -108,7 +109,7 @@ async fn the_server_dies_at_any_time(server: Server) -> Result<()> {
     let mut crashes = 0;
     while Instant::now() < end || crashes < 3 {
         let change =
-            Change::create(&database, "public.orders", "alter column amount type numeric(14,4), add column w text")
+            Change::create(&database, "public.orders", "alter column amount type numeric(14,2), add column w text")
                 .await?;
         let driver = change.keep_going(2);
         // Somewhere on the way, then in the middle of the decisions.
