@@ -2,6 +2,7 @@
 
 use crate::api::arguments::RegClass;
 use crate::catalog::{role, settings};
+use crate::engine::swap;
 use crate::engine::shape::{self, Request, Session};
 use crate::raise::OrRaise;
 use pgrx::JsonB;
@@ -19,7 +20,12 @@ fn create_shadow(
     on_ready: default!(Option<&str>, "'wait'"),
 ) -> i64 {
     let request = request(relation, actions, transform, reverse, shadow, on_ready);
-    role::as_extension(|| request.and_then(|request| shape::create_shadow(&request))).or_raise()
+    role::as_extension(|| {
+        let id = shape::create_shadow(&request?)?;
+        swap::foresee(id)?;
+        Ok(id)
+    })
+    .or_raise()
 }
 
 /// What create_shadow and the steps after it would do: each statement, its lock and for how long. Leaves nothing behind.

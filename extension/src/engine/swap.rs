@@ -285,6 +285,13 @@ fn gather(change: &Change, way: Way, front: &Relation, rear: &Relation) -> Resul
     })
 }
 
+/// Works out what the swap would carry over and throws it away: for `create_shadow`, before anything else is done.
+pub fn foresee(id: i64) -> Result<(), Failure> {
+    let change = Change::get(id)?;
+    let (front, rear) = change.front_and_rear()?;
+    gather(&change, Way::Swap, &front, &rear).map(|_| ())
+}
+
 /// Works out what the swap would carry over, and does what can be done long before it: grants, comments, statistics
 /// objects, which the shadow's ANALYZE then fills. What cannot be carried over is found here, not at night.
 pub fn rehearse(change: &Change) -> Result<(), Failure> {
