@@ -387,3 +387,36 @@ comment on column migrator.load.factor is 'By how much to slow down.';
 comment on column migrator.load.reason is 'Why.';
 comment on column migrator.load.since is 'Since when the verdict is this one.';
 comment on column migrator.load.standbys is 'Standbys that were streaming within the last hour, and when each was last seen.';
+
+-- alter_table
+
+comment on procedure migrator.alter_table(regclass, text, text, jsonb, jsonb) is
+$$Changes a table the cheapest safe way, and says by NOTICE which: in place where that is catalogue work only; NOT VALID, then VALIDATE, for constraints; through a shadow where rows would be rewritten, or read under a lock that stops everybody.
+
+It commits after each of its steps, so it runs outside BEGIN only. What an action would do is tried on an empty clone of the table, which is gone a moment later. Steps in place ask for their lock for at most 50 ms at a time, and run with the rights of the table's owner. Called again with the same words it goes on with what it began. A change through a shadow ends swapped, with the backup kept in step: finish or rollback decide.
+
+- relation: the table. In place also a partitioned one.
+- actions: what would follow `alter table NAME`; semicolons separate statements.
+- strategy: `auto`; `in_place`, refused where rows of a table of more than 8 MB, its indexes included, would be read or rewritten under a strong lock; `shadow`. Up to 8 MB auto builds an index in place too; it never rewrites rows there, because older transactions would then find the table empty.
+- transform, reverse: as for create_shadow. With one of them the change goes through a shadow.
+
+Errors: 25001 inside BEGIN; 42601 not a list of actions; 0A000 not possible this way; 55P03 the table was too busy for a lock; 55006 a change of this table is under way; 23514, 23503 rows that exist break a constraint: it stays, NOT VALID, and the same call goes on when they are mended. All else that ALTER TABLE and create_shadow raise. DETAIL says what was done and what is left.$$;
+
+comment on function migrator.alter_plan(regclass, text, text, jsonb, jsonb) is
+$$What alter_table with the same arguments would do. Changes nothing.
+
+- relation, actions, transform, reverse: as for alter_table.
+- strategy: as for alter_table; or `concurrently`: like auto, for somebody who can run statements outside a transaction. Where an index has to be built its rows begin with CREATE INDEX CONCURRENTLY, which no CALL can run, and end with the CALL for the rest: run them one after the other.
+
+Returns a row for each statement, in their order:
+- ordinal: the order.
+- way: `in_place`, `not_valid`, `concurrently` or `shadow`.
+- statement: what is run. For a shadow the calls that it comes to; explain has every statement of them.
+- lock: the strongest lock on the table.
+- held: how long it is kept.
+- reason: why this way.$$;
+
+comment on function migrator._alter_steps(regclass, text, text, jsonb, jsonb) is 'Internal: the steps of migrator.alter_table.';
+comment on function migrator._alter_step(regclass, text, jsonb, integer) is 'Internal: runs one step of migrator.alter_table in place.';
+comment on function migrator._alter_shadow(regclass, text, jsonb, jsonb, jsonb, integer) is 'Internal: begins the change of a step of migrator.alter_table, or finds the one that was begun; gives its id.';
+comment on procedure migrator._alter_through_shadow(regclass, bigint) is 'Internal: brings a change of migrator.alter_table to its swap.';

@@ -181,7 +181,9 @@ pub fn choose(kind: &Kind, seen: &Seen, bytes: i64, strategy: Strategy) -> Choic
         Kind::AddCondition { .. } => return Choice::NotValid,
         Kind::SetNotNull(_) => return Choice::NotNull,
         Kind::AddIndexed(indexed) if indexed.using.is_some() => return Choice::KeyFromIndex,
-        Kind::AddIndexed(indexed) if strategy == Strategy::Concurrently && !indexed.exclude => return Choice::Concurrently,
+        Kind::AddIndexed(indexed) if strategy == Strategy::Concurrently && !indexed.exclude => {
+            return Choice::Concurrently;
+        }
         _ => {}
     }
     let why = format!("ALTER TABLE {} under a lock that stops everybody", seen.what());

@@ -40,7 +40,11 @@ fn alter_plan(
         alter::rows(&request, &steps)
     })
     .or_raise();
-    TableIterator::new((1..).zip(rows).map(|(ordinal, row)| (ordinal, row.way.to_string(), row.statement, row.lock, row.held, row.reason)))
+    TableIterator::new(
+        (1..)
+            .zip(rows)
+            .map(|(ordinal, row)| (ordinal, row.way.to_string(), row.statement, row.lock, row.held, row.reason)),
+    )
 }
 
 /// The steps of alter_table, for its procedure.
@@ -55,8 +59,9 @@ fn _alter_steps(
     let request = request(relation, actions, transform, reverse);
     let strategy = strategy.unwrap_or("auto");
     role::as_extension(|| {
-        guard::outside_transaction("migrator.alter_table")
-            .map_err(|failure| failure.detail("It commits after each of its steps, so that no lock lasts. Nothing was changed."))?;
+        guard::outside_transaction("migrator.alter_table").map_err(|failure| {
+            failure.detail("It commits after each of its steps, so that no lock lasts. Nothing was changed.")
+        })?;
         guard::fresh_snapshots("migrator.alter_table")?;
         let request = request?;
         let steps = alter::plan(&request, strategy)?;
@@ -65,7 +70,9 @@ fn _alter_steps(
                 .detail("It needs to be a statement of its own, outside a transaction. Nothing was changed.")
                 .hint(format!("Run these one after the other: {}", step.texts.join(" "))));
         }
-        serde_json::to_value(&steps).map(JsonB).map_err(|error| Failure::new(code::INTERNAL, format!("a plan cannot be stored: {error}")))
+        serde_json::to_value(&steps)
+            .map(JsonB)
+            .map_err(|error| Failure::new(code::INTERNAL, format!("a plan cannot be stored: {error}")))
     })
     .or_raise()
 }
@@ -83,13 +90,21 @@ fn _alter_step(relation: RegClass, actions: &str, steps: JsonB, number: i32) {
 
 /// Begins the change of a shadow step, or finds the one that was begun; gives its id.
 #[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
-fn _alter_shadow(relation: RegClass, actions: &str, transform: Option<JsonB>, reverse: Option<JsonB>, steps: JsonB, number: i32) -> i64 {
+fn _alter_shadow(
+    relation: RegClass,
+    actions: &str,
+    transform: Option<JsonB>,
+    reverse: Option<JsonB>,
+    steps: JsonB,
+    number: i32,
+) -> i64 {
     let asked = request(Some(relation), Some(actions), transform, reverse);
     role::as_extension(|| {
         let asked = asked?;
         let (steps, number) = read(steps, number)?;
         let step = steps.get(number).filter(|step| step.act == Act::Shadow);
-        let step = step.ok_or_else(|| Failure::new(code::INVALID_PARAMETER, format!("step {number} of the plan is no shadow")))?;
+        let step = step
+            .ok_or_else(|| Failure::new(code::INVALID_PARAMETER, format!("step {number} of the plan is no shadow")))?;
         if let Some(id) = step.change {
             let change = Change::get(id)?;
             change.check_rights(asked.session.role)?;
@@ -112,15 +127,22 @@ fn _alter_shadow(relation: RegClass, actions: &str, transform: Option<JsonB>, re
 }
 
 fn read(steps: JsonB, number: i32) -> Result<(Vec<Step>, usize), Failure> {
-    let invalid = |error: String| Failure::new(code::INVALID_PARAMETER, format!("this is no plan of alter_table: {error}"));
+    let invalid =
+        |error: String| Failure::new(code::INVALID_PARAMETER, format!("this is no plan of alter_table: {error}"));
     let steps = serde_json::from_value(steps.0).map_err(|error| invalid(error.to_string()))?;
     Ok((steps, usize::try_from(number).map_err(|error| invalid(error.to_string()))?))
 }
 
-fn request(relation: Option<RegClass>, actions: Option<&str>, transform: Option<JsonB>, reverse: Option<JsonB>) -> Result<Request, Failure> {
+fn request(
+    relation: Option<RegClass>,
+    actions: Option<&str>,
+    transform: Option<JsonB>,
+    reverse: Option<JsonB>,
+) -> Result<Request, Failure> {
     let object = |given: Option<JsonB>| given.map_or_else(|| serde_json::json!({}), |given| given.0);
     let relation = relation.ok_or_else(|| {
-        Failure::new(code::INVALID_PARAMETER, "no table is named").hint("For instance: call migrator.alter_table('public.orders', 'alter column id type bigint');")
+        Failure::new(code::INVALID_PARAMETER, "no table is named")
+            .hint("For instance: call migrator.alter_table('public.orders', 'alter column id type bigint');")
     })?;
     Ok(Request {
         relation: relation.0,

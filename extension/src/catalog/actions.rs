@@ -283,7 +283,8 @@ pub(super) fn split(text: &str) -> Result<Vec<&str>, Failure> {
         from = cut + 1;
     }
     parts.push(&text[from..]);
-    if parts.len() > 1 && parts.last().is_some_and(|last| last.trim().is_empty()) {
+    // Behind the last semicolon there may be a comment, which is no part.
+    if parts.len() > 1 && tokens(parts.last().expect("there is more than one"))?.is_empty() {
         parts.pop();
     }
     Ok(parts)

@@ -50,11 +50,17 @@ pub fn read(table: &Name, text: &str) -> Result<Vec<Part>, Failure> {
                 for piece in split(part)? {
                     pieces.extend(take_apart(read_piece(table, piece)?));
                 }
-                Ok(Part { text: part.trim().to_owned(), pieces })
+                Ok(Part { text: closed(part), pieces })
             })
             .collect()
     })
     .map_err(explained)
+}
+
+/// A text behind which another can be put: a comment at its end does not swallow it.
+fn closed(text: &str) -> String {
+    let text = text.trim();
+    if text.contains("--") { format!("{text}\n") } else { text.to_owned() }
 }
 
 /// Cuts at the commas that stand outside parentheses and brackets, after the parser has read the whole.
@@ -78,7 +84,8 @@ fn split(text: &str) -> Result<Vec<&str>, Failure> {
     if pieces.len() == wanted {
         Ok(pieces)
     } else {
-        Err(Failure::new(code::NOT_SUPPORTED, "these actions cannot be told apart").hint("Give them one by one, each in a call of its own."))
+        Err(Failure::new(code::NOT_SUPPORTED, "these actions cannot be told apart")
+            .hint("Give them one by one, each in a call of its own."))
     }
 }
 
@@ -115,7 +122,10 @@ fn read_piece(table: &Name, text: &str) -> Result<(Piece, Vec<Inline>), Failure>
             match (*node).type_ {
                 pg_sys::NodeTag::T_AlterTableStmt => {
                     let alter = &*node.cast::<pg_sys::AlterTableStmt>();
-                    if alter.objtype != pg_sys::ObjectType::OBJECT_TABLE || alter.missing_ok || !is_placeholder(alter.relation) {
+                    if alter.objtype != pg_sys::ObjectType::OBJECT_TABLE
+                        || alter.missing_ok
+                        || !is_placeholder(alter.relation)
+                    {
                         return Err(not_actions());
                     }
                     let command = &*nth::<pg_sys::AlterTableCmd>(alter.cmds, 0).ok_or_else(not_actions)?;
@@ -124,12 +134,15 @@ fn read_piece(table: &Name, text: &str) -> Result<(Piece, Vec<Inline>), Failure>
                         At::AT_AddColumn => inline_constraints(&*command.def.cast::<pg_sys::ColumnDef>(), text),
                         _ => vec![],
                     };
-                    Ok((Piece { text: text.to_owned(), kind, is_shape }, inline))
+                    Ok((Piece { text: closed(text), kind, is_shape }, inline))
                 }
                 pg_sys::NodeTag::T_RenameStmt => {
                     let rename = &*node.cast::<pg_sys::RenameStmt>();
                     let ours = rename.relationType == pg_sys::ObjectType::OBJECT_TABLE
-                        || matches!(rename.renameType, pg_sys::ObjectType::OBJECT_TABCONSTRAINT | pg_sys::ObjectType::OBJECT_TABLE);
+                        || matches!(
+                            rename.renameType,
+                            pg_sys::ObjectType::OBJECT_TABCONSTRAINT | pg_sys::ObjectType::OBJECT_TABLE
+                        );
                     if !ours || !is_placeholder(rename.relation) || rename.missing_ok {
                         return Err(not_actions());
                     }
@@ -139,9 +152,11 @@ fn read_piece(table: &Name, text: &str) -> Result<(Piece, Vec<Inline>), Failure>
                         pg_sys::ObjectType::OBJECT_COLUMN => (Kind::Other, true),
                         _ => return Err(not_actions()),
                     };
-                    Ok((Piece { text: text.to_owned(), kind, is_shape }, vec![]))
+                    Ok((Piece { text: closed(text), kind, is_shape }, vec![]))
                 }
-                pg_sys::NodeTag::T_AlterObjectSchemaStmt => Err(refused(table, "SET SCHEMA changes where a table is, not what it is")),
+                pg_sys::NodeTag::T_AlterObjectSchemaStmt => {
+                    Err(refused(table, "SET SCHEMA changes where a table is, not what it is"))
+                }
                 _ => Err(not_actions()),
             }
         }
@@ -176,7 +191,9 @@ unsafe fn read_command(table: &Name, command: &pg_sys::AlterTableCmd) -> Result<
                     .hint("Run ALTER TABLE … DETACH PARTITION … CONCURRENTLY, which stops nobody."));
             }
             subtype if actions::refused(subtype).is_none() => (Kind::Other, true),
-            subtype if actions::refused(subtype) == Some(actions::UNKNOWN) => return Err(refused(table, "this action is not known here")),
+            subtype if actions::refused(subtype) == Some(actions::UNKNOWN) => {
+                return Err(refused(table, "this action is not known here"));
+            }
             _ => (Kind::Catalog, false),
         })
     }
@@ -194,9 +211,16 @@ unsafe fn read_constraint(constraint: &pg_sys::Constraint) -> Kind {
                 Kind::AddForeignKey(ForeignKey {
                     name,
                     columns: strings(constraint.fk_attrs),
-                    referenced: if table.schemaname.is_null() { relation.to_string() } else { format!("{}.{relation}", Ident::new(owned(table.schemaname))) },
+                    referenced: if table.schemaname.is_null() {
+                        relation.to_string()
+                    } else {
+                        format!("{}.{relation}", Ident::new(owned(table.schemaname)))
+                    },
                     referenced_columns: strings(constraint.pk_attrs),
-                    codes: [constraint.fk_matchtype, constraint.fk_upd_action, constraint.fk_del_action].into_iter().map(code).collect(),
+                    codes: [constraint.fk_matchtype, constraint.fk_upd_action, constraint.fk_del_action]
+                        .into_iter()
+                        .map(code)
+                        .collect(),
                     not_valid: constraint.skip_validation,
                 })
             }
@@ -212,7 +236,9 @@ unsafe fn read_constraint(constraint: &pg_sys::Constraint) -> Kind {
 
 unsafe fn strings(list: *mut pg_sys::List) -> Vec<String> {
     // SAFETY: a list of String nodes.
-    unsafe { (0..length(list)).filter_map(|at| nth::<pg_sys::String>(list, at)).map(|node| owned((*node).sval)).collect() }
+    unsafe {
+        (0..length(list)).filter_map(|at| nth::<pg_sys::String>(list, at)).map(|node| owned((*node).sval)).collect()
+    }
 }
 
 /// A constraint inside ADD COLUMN: where its text is, and what it is.
@@ -227,9 +253,15 @@ struct Inline {
 
 unsafe fn inline_constraints(column: &pg_sys::ColumnDef, text: &str) -> Vec<Inline> {
     // SAFETY: a ColumnDef's list of Constraint nodes, in the order of the text (gram.y, ColQualList).
-    let constraints: Vec<&pg_sys::Constraint> =
-        unsafe { (0..length(column.constraints)).filter_map(|at| nth::<pg_sys::Constraint>(column.constraints, at)).map(|node| &*node).collect() };
-    let start = |constraint: &pg_sys::Constraint| usize::try_from(constraint.location).ok().and_then(|at| at.checked_sub(actions::HEAD.len()));
+    let constraints: Vec<&pg_sys::Constraint> = unsafe {
+        (0..length(column.constraints))
+            .filter_map(|at| nth::<pg_sys::Constraint>(column.constraints, at))
+            .map(|node| &*node)
+            .collect()
+    };
+    let start = |constraint: &pg_sys::Constraint| {
+        usize::try_from(constraint.location).ok().and_then(|at| at.checked_sub(actions::HEAD.len()))
+    };
     let mut all: Vec<Inline> = vec![];
     for (at, constraint) in constraints.iter().enumerate() {
         let Some(from) = start(constraint).filter(|from| text.is_char_boundary(*from)) else { return vec![] };
@@ -237,7 +269,10 @@ unsafe fn inline_constraints(column: &pg_sys::ColumnDef, text: &str) -> Vec<Inli
         // DEFERRABLE and the like are nodes of their own, and belong to the constraint before them.
         let is_attribute = matches!(
             constraint.contype,
-            Constr::CONSTR_ATTR_DEFERRABLE | Constr::CONSTR_ATTR_NOT_DEFERRABLE | Constr::CONSTR_ATTR_DEFERRED | Constr::CONSTR_ATTR_IMMEDIATE
+            Constr::CONSTR_ATTR_DEFERRABLE
+                | Constr::CONSTR_ATTR_NOT_DEFERRABLE
+                | Constr::CONSTR_ATTR_DEFERRED
+                | Constr::CONSTR_ATTR_IMMEDIATE
         ) || actions::is_enforcement(constraint.contype);
         match all.last_mut() {
             Some(last) if is_attribute => last.until = until,
@@ -245,7 +280,13 @@ unsafe fn inline_constraints(column: &pg_sys::ColumnDef, text: &str) -> Vec<Inli
                 let references = constraint.contype == Constr::CONSTR_FOREIGN;
                 // SAFETY: a C string of the parser's.
                 let name = (!constraint.conname.is_null()).then(|| Ident::new(unsafe { owned(constraint.conname) }));
-                all.push(Inline { from, until, moves: references || constraint.contype == Constr::CONSTR_CHECK, references, name });
+                all.push(Inline {
+                    from,
+                    until,
+                    moves: references || constraint.contype == Constr::CONSTR_CHECK,
+                    references,
+                    name,
+                });
             }
         }
     }
@@ -270,15 +311,20 @@ fn take_apart((piece, inline): (Piece, Vec<Inline>)) -> Vec<Piece> {
         let Ok(body) = body(text, false) else { return vec![piece] };
         let name = constraint.name.as_ref().map_or_else(String::new, |name| format!("constraint {name} "));
         let key = if constraint.references { format!("foreign key ({column}) ") } else { String::new() };
-        texts.push(format!("add {name}{key}{body}"));
+        texts.push(closed(&format!("add {name}{key}{body}")));
     }
     alone.push_str(&piece.text[from..]);
-    texts.insert(0, alone.trim().to_owned());
+    texts.insert(0, closed(&alone));
     // The text was cut by positions: it counts only if it reads as what it is meant to be.
     let nowhere = Name::new("", "");
-    let read: Result<Vec<(Piece, Vec<Inline>)>, Failure> = texts.iter().map(|text| attempt(|| read_piece(&nowhere, text))).collect();
+    let read: Result<Vec<(Piece, Vec<Inline>)>, Failure> =
+        texts.iter().map(|text| attempt(|| read_piece(&nowhere, text))).collect();
     match read {
-        Ok(pieces) if pieces.iter().all(|(found, inline)| (found.kind == piece.kind && !inline.iter().any(|i| i.moves)) || is_constraint(&found.kind)) => {
+        Ok(pieces)
+            if pieces.iter().all(|(found, inline)| {
+                (found.kind == piece.kind && !inline.iter().any(|i| i.moves)) || is_constraint(&found.kind)
+            }) =>
+        {
             pieces.into_iter().map(|(piece, _)| piece).collect()
         }
         _ => vec![piece],
@@ -293,10 +339,11 @@ fn is_constraint(kind: &Kind) -> bool {
 fn body(text: &str, with_add: bool) -> Result<&str, Failure> {
     let tokens = actions::tokens(text)?;
     let first = usize::from(with_add);
-    let word = |token: &Token| text[token.at..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let word =
+        |token: &Token| text[token.at..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let is_named = tokens.get(first).is_some_and(|token| word(token).eq_ignore_ascii_case("constraint"));
     let begin = tokens.get(first + if is_named { 2 } else { 0 }).ok_or_else(not_actions)?;
-    Ok(text[begin.at..].trim())
+    Ok(&text[begin.at..])
 }
 
 /// The text of an ADD constraint under a given name, NOT VALID.

@@ -16,6 +16,7 @@ mod check;
 mod parts;
 mod probe;
 pub mod run;
+mod steps;
 mod there;
 
 /// What is planned for.
@@ -87,7 +88,7 @@ impl Work<'_> {
         let plan = parts::Plan::of(self, parts)?;
         match &plan.shadow {
             None => plan.steps(self),
-            Some(why) if self.strategy == Strategy::InPlace || self.live.kind == "p" => Err(self.refuse(why)),
+            Some(why) if self.strategy == Strategy::InPlace || self.live.kind == "p" => Err(self.refuse(&plan, why)),
             Some(why) => self.shadow(parts, why).map_err(|failure| match plan.needs_index {
                 // A table without a key has no shadow, and the index that it lacks may be what is asked for.
                 true if failure.hint.is_some() => {
@@ -99,9 +100,12 @@ impl Work<'_> {
         }
     }
 
-    fn refuse(&self, why: &str) -> Failure {
+    fn refuse(&self, plan: &parts::Plan, why: &str) -> Failure {
         let text = self.request.actions.as_deref().unwrap_or_default();
-        let failure = alter::refuse(&self.name(), why, self.bytes, &self.call(text, "shadow"));
+        let mut failure = alter::refuse(&self.name(), why, self.bytes, &self.call(text, "shadow"));
+        if plan.at_any_size {
+            failure = failure.detail("Nothing was changed.");
+        }
         match self.live.kind.as_str() {
             "p" if self.bytes <= alter::SMALL_BYTES && self.strategy != Strategy::InPlace => failure.hint(format!(
                 "A partitioned table has no shadow. It is small: {} does it at once; transactions that began before would find it empty.",
@@ -145,7 +149,7 @@ impl Work<'_> {
         if !rest.is_empty() {
             let plan = parts::Plan::of(self, &rest)?;
             if let Some(why) = &plan.shadow {
-                return Err(self.refuse(why));
+                return Err(self.refuse(&plan, why));
             }
             steps = plan.steps(self)?;
         }

@@ -53,16 +53,19 @@ pub fn table(request: &Request) -> Result<Relation, Failure> {
         return Err(not("is a system catalog"));
     }
     if facts.is_ours {
-        return Err(not("belongs to migrator itself").hint("Name the table that the application uses; select * from migrator.status shows it."));
+        return Err(not("belongs to migrator itself")
+            .hint("Name the table that the application uses; select * from migrator.status shows it."));
     }
     if let Some(extension) = facts.extension {
-        return Err(not(&format!("belongs to extension {}", plain(&extension))).hint("Its shape is the extension's business: alter extension … update."));
+        return Err(not(&format!("belongs to extension {}", plain(&extension)))
+            .hint("Its shape is the extension's business: alter extension … update."));
     }
     if live.persistence == "t" {
         return Err(not("is a temporary table").hint("No other session sees it: use ALTER TABLE."));
     }
     if let Some(under_way) = facts.under_way {
-        return Err(Failure::new(code::IN_USE, format!("{name} cannot be changed while {under_way} is under way")).hint("Finish or cancel that change first."));
+        return Err(Failure::new(code::IN_USE, format!("{name} cannot be changed while {under_way} is under way"))
+            .hint("Finish or cancel that change first."));
     }
     if request.actions.as_deref().is_none_or(|text| text.trim().is_empty()) {
         return Err(Failure::new(code::INVALID_PARAMETER, format!("no actions are given for {name}"))

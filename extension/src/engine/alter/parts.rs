@@ -1,13 +1,13 @@
 //! Statement by statement, and where needed action by action: what is done at once, what is validated, what is set last.
 
 use super::there::{self, There};
-use super::{Work, at_once, joined, probe};
+use super::{Work, joined, probe};
 use crate::catalog::commands::{self, Part, Piece};
 use crate::catalog::definition;
 use crate::catalog::spi;
-use migrator_core::alter::{self, Act, Choice, Indexed, Kind, Seen, Step, Way};
+use migrator_core::alter::{self, Choice, Indexed, Kind, Seen};
 use migrator_core::failure::Failure;
-use migrator_core::ident::{Ident, literal};
+use migrator_core::ident::Ident;
 use pgrx::pg_sys;
 use serde::Deserialize;
 
@@ -16,25 +16,27 @@ use serde::Deserialize;
 pub struct Plan {
     /// Why a shadow is needed.
     pub shadow: Option<String>,
+    /// It is needed however small the table is.
+    pub at_any_size: bool,
     /// An index is among what stands in the way.
     pub needs_index: bool,
     /// Statements of the first transaction.
-    first: Vec<String>,
+    pub(super) first: Vec<String>,
     /// The same as far as a clone can take them: to know what they come to, and to try the next part behind them.
     tried: Vec<String>,
     /// The first transaction stops writers only.
-    first_is_weak: bool,
+    pub(super) first_is_weak: bool,
     /// Constraints to be validated, with the table that a foreign key refers to.
-    validates: Vec<(String, Option<String>)>,
+    pub(super) validates: Vec<(String, Option<String>)>,
     /// Statements of the last transaction.
-    last: Vec<String>,
+    pub(super) last: Vec<String>,
     /// Indexes to be built outside.
-    outside: Vec<String>,
+    pub(super) outside: Vec<String>,
     /// The actions with those indexes.
-    with_indexes: Vec<String>,
+    pub(super) with_indexes: Vec<String>,
     /// Other tables that the first transaction locks, and whether against everybody.
-    others: Vec<(u32, bool)>,
-    reasons: Vec<String>,
+    pub(super) others: Vec<(u32, bool)>,
+    pub(super) reasons: Vec<String>,
     /// Names given to constraints that had none.
     taken: Vec<String>,
     live_constraints: Vec<There>,
@@ -74,13 +76,17 @@ impl Plan {
         let mut left = vec![];
         for (piece, there) in part.pieces.iter().zip(found) {
             match there {
-                Some(there) if is_not_valid(piece) && !there.is_valid => self.because(&super::there("constraint", &there.name)),
+                Some(there) if is_not_valid(piece) && !there.is_valid => {
+                    self.because(&super::there("constraint", &there.name))
+                }
                 Some(there) if there.is_valid => self.because(&super::there("constraint", &there.name)),
                 Some(there) => {
                     self.because(&format!("{} but not validated", super::there("constraint", &there.name)));
                     self.validate(&there.name, piece);
                 }
-                None if resumes && self.is_done(work, piece)? => self.because("what an earlier call has done is left out"),
+                None if resumes && self.is_done(work, piece)? => {
+                    self.because("what an earlier call has done is left out")
+                }
                 None => left.push(piece.clone()),
             }
         }
@@ -96,10 +102,16 @@ impl Plan {
         }
         if let Some(what) = read_type(work, &left)? {
             self.shadow = Some(what);
+            self.at_any_size = true;
             return Ok(());
         }
-        let stand_in = left.iter().any(|piece| matches!(&piece.kind, Kind::SetNotNull(column) if self.has(alter::stand_in(column).as_str())));
-        let apart = left.iter().any(|piece| matches!(&piece.kind, Kind::Validate(_)) || matches!(&piece.kind, Kind::AddForeignKey(key) if !key.not_valid));
+        let stand_in = left
+            .iter()
+            .any(|piece| matches!(&piece.kind, Kind::SetNotNull(column) if self.has(alter::stand_in(column).as_str())));
+        let apart = left.iter().any(|piece| {
+            matches!(&piece.kind, Kind::Validate(_))
+                || matches!(&piece.kind, Kind::AddForeignKey(key) if !key.not_valid)
+        });
         if seen.is_clean() && !apart && !stand_in {
             self.because("catalogue work only");
             self.first_is_weak &= left.iter().all(|piece| matches!(piece.kind, Kind::AddForeignKey(_)));
@@ -118,7 +130,8 @@ impl Plan {
     fn apart(&mut self, work: &Work<'_>, pieces: &[Piece], whole: &Seen) -> Result<(), Failure> {
         let mut pieces = pieces.to_vec();
         pieces.sort_by_key(|piece| alter::rank(&piece.kind));
-        let texts: Vec<String> = pieces.iter().filter(|piece| piece.runs_on_clone()).map(|piece| piece.text.clone()).collect();
+        let texts: Vec<String> =
+            pieces.iter().filter(|piece| piece.runs_on_clone()).map(|piece| piece.text.clone()).collect();
         let Ok(found) = self.probe(work, &texts) else {
             // Taken together it works, one by one it does not: it stays one statement.
             match alter::choose(&Kind::Other, whole, work.bytes, work.strategy) {
@@ -156,7 +169,13 @@ impl Plan {
         self.stage(work, stages)
     }
 
-    fn piece(&mut self, work: &Work<'_>, piece: &Piece, found: &probe::Found, stages: &mut Stages) -> Result<(), Failure> {
+    fn piece(
+        &mut self,
+        work: &Work<'_>,
+        piece: &Piece,
+        found: &probe::Found,
+        stages: &mut Stages,
+    ) -> Result<(), Failure> {
         if let Kind::Validate(name) = &piece.kind {
             self.validate(name, piece);
             return Ok(());
@@ -209,9 +228,15 @@ impl Plan {
                 self.because("an index is built without stopping anybody by CREATE INDEX CONCURRENTLY, which runs outside a transaction only");
                 if is_broken(work, index)? {
                     let name = definition::quoted(index.name.as_str());
-                    self.outside.push(format!("drop index concurrently {}.{name};", definition::quoted(work.live.name.schema.as_str())));
+                    self.outside.push(format!(
+                        "drop index concurrently {}.{name};",
+                        definition::quoted(work.live.name.schema.as_str())
+                    ));
                 }
-                self.outside.push(format!("{};", index.create.replacen("create UNIQUE index ", "create unique index concurrently ", 1)));
+                self.outside.push(format!(
+                    "{};",
+                    index.create.replacen("create UNIQUE index ", "create unique index concurrently ", 1)
+                ));
             }
             Choice::Shadow(why) => {
                 self.needs_index |= matches!(piece.kind, Kind::AddIndexed(_));
@@ -224,6 +249,7 @@ impl Plan {
     /// Puts the stages of one statement behind those of the parts before it, if they hold together.
     fn stage(&mut self, work: &Work<'_>, stages: Stages) -> Result<(), Failure> {
         if !stages.tried.is_empty() && self.probe(work, &[stages.tried.join(", ")]).is_err() {
+            self.at_any_size = true;
             self.shadow = Some("the actions depend on each other and cannot be done one after the other".into());
             return Ok(());
         }
@@ -285,7 +311,9 @@ impl Plan {
     fn name_of(&mut self, work: &Work<'_>, piece: &Piece, found: &probe::Found) -> String {
         let name = match &piece.kind {
             Kind::AddCondition { name: Some(name), .. } => name.clone(),
-            Kind::AddForeignKey(key) => key.name.clone().unwrap_or_else(|| there::name_for(work, &self.live_constraints, key, &self.taken)),
+            Kind::AddForeignKey(key) => {
+                key.name.clone().unwrap_or_else(|| there::name_for(work, &self.live_constraints, key, &self.taken))
+            }
             _ => found.constraints.first().map_or_else(String::new, |(name, _)| name.clone()),
         };
         self.taken.push(name.clone());
@@ -294,7 +322,9 @@ impl Plan {
 
     /// What a first transaction has done is not done again when a constraint of the same call is there.
     fn is_done(&self, work: &Work<'_>, piece: &Piece) -> Result<bool, Failure> {
-        let has_column = |name: &str| -> Result<bool, Failure> { Ok(definition::columns(work.live.oid)?.iter().any(|column| column.name.as_str() == name)) };
+        let has_column = |name: &str| -> Result<bool, Failure> {
+            Ok(definition::columns(work.live.oid)?.iter().any(|column| column.name.as_str() == name))
+        };
         match &piece.kind {
             Kind::AddColumn(name) => has_column(name),
             Kind::DropColumn(name) => Ok(!has_column(name)?),
@@ -327,7 +357,11 @@ impl Plan {
              where n.conrelid = $1 and n.contype = 'f' and n.confrelid <> n.conrelid",
             &[pg_sys::Oid::from(work.live.oid).into()],
         )?;
-        let texts = parts.iter().flat_map(|part| &part.pieces).filter(|piece| piece.kind == Kind::Catalog).map(|piece| piece.text.as_str());
+        let texts = parts
+            .iter()
+            .flat_map(|part| &part.pieces)
+            .filter(|piece| piece.kind == Kind::Catalog)
+            .map(|piece| piece.text.as_str());
         for text in texts {
             // A name inside another only locks one table more.
             for other in others.iter().filter(|other| text.starts_with("drop") && text.contains(&other.name)) {
@@ -337,56 +371,6 @@ impl Plan {
             }
         }
         Ok(())
-    }
-
-    /// The steps that all this comes to.
-    pub fn steps(&self, work: &Work<'_>) -> Result<Vec<Step>, Failure> {
-        let reason = self.reasons.join("; ");
-        if !self.outside.is_empty() {
-            return Ok(vec![self.by_hand(work, &reason)]);
-        }
-        let way = if self.validates.is_empty() && self.last.is_empty() { Way::InPlace } else { Way::NotValid };
-        let mut steps = vec![];
-        if !self.first.is_empty() {
-            let mut step = Step { way, others: self.others.clone(), ..at_once(self.first.clone(), &reason) };
-            if self.first_is_weak {
-                step.lock = "SHARE ROW EXCLUSIVE".into();
-            }
-            steps.push(step);
-        }
-        for (name, referenced) in &self.validates {
-            let lock = match referenced {
-                Some(table) => format!("SHARE UPDATE EXCLUSIVE; ROW SHARE on {table}"),
-                None => "SHARE UPDATE EXCLUSIVE".to_owned(),
-            };
-            steps.push(Step {
-                act: Act::Validate,
-                lock,
-                held: "while the table is read; stops neither readers nor writers".into(),
-                others: vec![],
-                way: Way::NotValid,
-                ..at_once(vec![format!("validate constraint {}", Ident::new(name.as_str()))], "VALIDATE reads the rows beside readers and writers")
-            });
-        }
-        if !self.last.is_empty() {
-            steps.push(Step { way, ..at_once(self.last.clone(), "a validated CHECK says that no row is NULL, so none is read") });
-        }
-        if steps.is_empty() {
-            steps.push(at_once(vec![], if reason.is_empty() { "there is nothing to do" } else { &reason }));
-        }
-        Ok(steps)
-    }
-
-    fn by_hand(&self, work: &Work<'_>, reason: &str) -> Step {
-        let mut texts = self.outside.clone();
-        texts.push(format!("call migrator.alter_table({}, {});", literal(&work.name()), literal(&self.with_indexes.join("; "))));
-        Step {
-            way: Way::Concurrently,
-            act: Act::Outside,
-            lock: "SHARE UPDATE EXCLUSIVE".into(),
-            held: "while the index is built; stops neither readers nor writers".into(),
-            ..at_once(texts, reason)
-        }
     }
 }
 

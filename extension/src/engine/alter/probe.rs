@@ -47,9 +47,15 @@ struct State {
 
 /// Runs `first` on an empty clone of the table, then each of `texts`, observed; all is rolled back. A text is what
 /// follows the table's name in ALTER TABLE.
-pub fn run(live: &Relation, settings: &[(String, String)], first: &[String], texts: &[String]) -> Result<Vec<Found>, Failure> {
+pub fn run(
+    live: &Relation,
+    settings: &[(String, String)],
+    first: &[String],
+    texts: &[String],
+) -> Result<Vec<Found>, Failure> {
     // Nobody else ever sees the name.
-    let name = Name { schema: Ident::new(format!("migrator_probe_{}", std::process::id())), name: live.name.name.clone() };
+    let name =
+        Name { schema: Ident::new(format!("migrator_probe_{}", std::process::id())), name: live.name.name.clone() };
     let mut settings = settings.to_vec();
     // A superuser's setting, which the owner may not change: put first, it is in force before the switch of roles.
     settings.insert(0, ("track_counts".to_owned(), "on".to_owned()));
@@ -63,19 +69,31 @@ pub fn run(live: &Relation, settings: &[(String, String)], first: &[String], tex
 }
 
 fn alter(clone: &Relation, settings: &[(String, String)], text: &str) -> Result<(), Failure> {
-    role::as_owner(clone.owner(), settings, || spi::execute(&format!("alter table {} {text}", clone.name), &[])).map(|_| ())
+    role::as_owner(clone.owner(), settings, || spi::execute(&format!("alter table {} {text}", clone.name), &[]))
+        .map(|_| ())
 }
 
 fn observe(live: &Relation, clone: &Relation, settings: &[(String, String)], text: &str) -> Result<Found, Failure> {
     let before = state(clone)?;
     alter(clone, settings, text)?;
     let after = state(clone)?;
-    let rebuilds = after.indexes.iter().filter(|(name, file)| before.indexes.get(*name).is_some_and(|old| old != *file)).map(|(name, _)| name.clone()).collect();
+    let rebuilds = after
+        .indexes
+        .iter()
+        .filter(|(name, file)| before.indexes.get(*name).is_some_and(|old| old != *file))
+        .map(|(name, _)| name.clone())
+        .collect();
     let seen = Seen { scans: after.scans > before.scans, rewrites: after.file != before.file, rebuilds };
-    let constraints =
-        after.constraints.into_iter().filter(|(oid, ..)| !before.constraints.iter().any(|(old, ..)| old == oid)).map(|(_, name, definition)| (name, definition)).collect();
+    let constraints = after
+        .constraints
+        .into_iter()
+        .filter(|(oid, ..)| !before.constraints.iter().any(|(old, ..)| old == oid))
+        .map(|(_, name, definition)| (name, definition))
+        .collect();
     let mut indexes = vec![];
-    for index in definition::indexes(clone.oid)?.into_iter().filter(|index| !before.indexes.contains_key(index.name.as_str())) {
+    for index in
+        definition::indexes(clone.oid)?.into_iter().filter(|index| !before.indexes.contains_key(index.name.as_str()))
+    {
         if index.stands_alone() {
             indexes.push(new_index(&index, clone, live)?);
         }

@@ -15,14 +15,18 @@ use serde::Deserialize;
 
 /// Runs step `number` (from 0) of `steps`. What fails says what was done before it and what is left.
 pub fn step(request: &Request, steps: &[Step], number: usize) -> Result<(), Failure> {
-    let step = steps.get(number).ok_or_else(|| Failure::new(code::INVALID_PARAMETER, format!("the plan has no step {number}")))?;
+    let step = steps
+        .get(number)
+        .ok_or_else(|| Failure::new(code::INVALID_PARAMETER, format!("the plan has no step {number}")))?;
     guard::outside_transaction("migrator.alter_table")?;
     let live = check::table(request)?;
     shape::checks::no_open_change(&live)?;
     let done = match step.act {
         Act::Now => now(request, &live, step),
         Act::Validate => validate(request, &live, step),
-        Act::Outside | Act::Shadow => Err(Failure::new(code::INVALID_PARAMETER, format!("step {number} of the plan is not run by itself"))),
+        Act::Outside | Act::Shadow => {
+            Err(Failure::new(code::INVALID_PARAMETER, format!("step {number} of the plan is not run by itself")))
+        }
     };
     crash::point("alter_step");
     done.map_err(|failure| told(failure, request, &live, steps, number))
@@ -40,7 +44,9 @@ fn now(request: &Request, live: &Relation, step: &Step) -> Result<(), Failure> {
     // Autovacuum gives way to whoever waits longer than deadlock_timeout; the attempts below never do.
     let patience = patience()?;
     attempt(|| {
-        role::with_settings(&[("lock_timeout", &patience)], || lock::relation(Wanted { relation: live.oid, mode: Mode::ShareUpdateExclusive }));
+        role::with_settings(&[("lock_timeout", &patience)], || {
+            lock::relation(Wanted { relation: live.oid, mode: Mode::ShareUpdateExclusive })
+        });
         Ok(())
     })
     .map_err(|failure| busy(failure, live))?;
@@ -107,7 +113,9 @@ fn validate(request: &Request, live: &Relation, step: &Step) -> Result<(), Failu
     settings.insert(0, ("lock_timeout".to_owned(), patience()?));
     attempt(|| {
         for text in &step.texts {
-            role::as_owner(live.owner(), &settings, || spi::execute(&format!("alter table {} {text}", live.name), &[]))?;
+            role::as_owner(live.owner(), &settings, || {
+                spi::execute(&format!("alter table {} {text}", live.name), &[])
+            })?;
         }
         Ok(())
     })
@@ -120,7 +128,10 @@ fn patience() -> Result<String, Failure> {
     struct Time {
         ms: i64,
     }
-    let time: Time = spi::fetch_one("select setting::pg_catalog.int8 + 2000 as ms from pg_catalog.pg_settings where name = 'deadlock_timeout'", &[])?;
+    let time: Time = spi::fetch_one(
+        "select setting::pg_catalog.int8 + 2000 as ms from pg_catalog.pg_settings where name = 'deadlock_timeout'",
+        &[],
+    )?;
     Ok(time.ms.to_string())
 }
 
@@ -137,7 +148,12 @@ fn busy(failure: Failure, live: &Relation) -> Failure {
 fn told(mut failure: Failure, request: &Request, live: &Relation, steps: &[Step], number: usize) -> Failure {
     let name = live.name.plain();
     let list = |steps: &[Step]| -> String {
-        steps.iter().flat_map(|step| &step.texts).map(|text| format!("alter table {name} {text};")).collect::<Vec<_>>().join(" ")
+        steps
+            .iter()
+            .flat_map(|step| &step.texts)
+            .map(|text| format!("alter table {name} {text};"))
+            .collect::<Vec<_>>()
+            .join(" ")
     };
     let detail = failure.detail.take().unwrap_or_default();
     failure.detail = Some(if number == 0 {
@@ -147,7 +163,11 @@ fn told(mut failure: Failure, request: &Request, live: &Relation, steps: &[Step]
         let detail = detail.replace("Nothing was changed, and no session", "No session");
         format!("{detail} Done: {} Left: {}", list(&steps[..number]), list(&steps[number..])).trim().to_owned()
     });
-    let again = format!("call migrator.alter_table({}, {});", literal(&name), literal(request.actions.as_deref().unwrap_or_default()));
+    let again = format!(
+        "call migrator.alter_table({}, {});",
+        literal(&name),
+        literal(request.actions.as_deref().unwrap_or_default())
+    );
     let constraint = steps[number].texts.first().and_then(|text| text.strip_prefix("validate constraint "));
     let hint = match constraint {
         Some(constraint) if failure.code.starts_with("23") => format!(

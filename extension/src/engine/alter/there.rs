@@ -56,13 +56,25 @@ pub fn find(work: &Work<'_>, all: &[There], piece: &Piece) -> Result<Option<Ther
                 .cloned())
         }
         Kind::AddCondition { name, .. } => {
-            let candidates: Vec<&There> =
-                all.iter().filter(|there| there.kind != "f" && name.as_ref().map_or(!there.is_valid, |name| *name == there.name)).collect();
+            let candidates: Vec<&There> = all
+                .iter()
+                .filter(|there| there.kind != "f" && name.as_ref().map_or(!there.is_valid, |name| *name == there.name))
+                .collect();
             let Some(first) = candidates.first() else { return Ok(None) };
             // Without the one of its name the clone can take it, and says how PostgreSQL spells it.
-            let away = if name.is_some() { vec![format!("drop constraint {}", Ident::new(first.name.as_str()))] } else { vec![] };
-            let Ok(found) = probe::run(work.live, work.settings(), &away, std::slice::from_ref(&piece.text)) else { return Ok(None) };
-            let wanted = found.into_iter().flat_map(|found| found.constraints).map(|(_, definition)| bare(&definition).to_owned()).next();
+            let away = if name.is_some() {
+                vec![format!("drop constraint {}", Ident::new(first.name.as_str()))]
+            } else {
+                vec![]
+            };
+            let Ok(found) = probe::run(work.live, work.settings(), &away, std::slice::from_ref(&piece.text)) else {
+                return Ok(None);
+            };
+            let wanted = found
+                .into_iter()
+                .flat_map(|found| found.constraints)
+                .map(|(_, definition)| bare(&definition).to_owned())
+                .next();
             Ok(candidates.into_iter().find(|there| wanted.as_deref() == Some(bare(&there.definition))).cloned())
         }
         _ => Ok(None),
@@ -80,9 +92,15 @@ pub fn referenced(work: &Work<'_>, key: &ForeignKey) -> Result<u32, Failure> {
         oid: Option<u32>,
     }
     let found: Found = role::as_owner(work.live.owner(), work.settings(), || {
-        spi::fetch_one("select pg_catalog.to_regclass($1)::pg_catalog.oid::pg_catalog.int8 as oid", &[key.referenced.as_str().into()])
+        spi::fetch_one(
+            "select pg_catalog.to_regclass($1)::pg_catalog.oid::pg_catalog.int8 as oid",
+            &[key.referenced.as_str().into()],
+        )
     })?;
-    found.oid.ok_or_else(|| Failure::new("42P01", format!("relation {} does not exist", key.referenced)).hint("The foreign key refers to it. Nothing was changed."))
+    found.oid.ok_or_else(|| {
+        Failure::new("42P01", format!("relation {} does not exist", key.referenced))
+            .hint("The foreign key refers to it. Nothing was changed.")
+    })
 }
 
 /// A name for a foreign key that has none, as PostgreSQL would choose it.
