@@ -108,7 +108,6 @@ mod tests {
             unvalidated: vec![],
             structure: String::new(),
             definitions: String::new(),
-            unvalidated: vec![],
         };
         let forward = Columns::forward(&plan);
         assert!(forward.retyped("id") && forward.keeps_name("id"));
