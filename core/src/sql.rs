@@ -572,8 +572,8 @@ pub enum Walk<'a> {
     },
 }
 
-/// Finds the keys whose rows differ, leaving out those that the log already holds (they are on their way),
-/// and puts them into the log. Returns one jsonb with `rows` and `mismatched`, and up to five `examples`.
+/// Finds the keys whose rows differ, leaving out those that the log already holds (they are on their way) and those
+/// that are set aside (`$1`: a jsonb array of `bad_row.key`; the rear cannot have them), and puts them into the log. Returns one jsonb with `rows` and `mismatched`, and up to five `examples`.
 pub fn mismatches(plan: &Plan, tables: Tables<'_>, put: Put, walk: Walk<'_>, segments: &[Name], into: &Name) -> String {
     let keys_old = list(&plan.key, |column| format!("l.{} as {}", column.old, column.old));
     let names = list(&plan.key, |column| column.old.to_string());
@@ -639,9 +639,11 @@ pub fn mismatches(plan: &Plan, tables: Tables<'_>, put: Put, walk: Walk<'_>, seg
     };
     let logged = segments.iter().map(|segment| format!("select {names} from {segment}")).collect::<Vec<_>>().join(" union all ");
     let same_key = all(&plan.key, |column| format!("g.{} {} f.{}", column.old, equals(column), column.old));
+    let key = key_json(plan, Direction::Forward, 'f');
     format!(
         "with f as materialized ({found}), \
-              bad as materialized (select {names} from f where not f.same and not exists (select from ({logged}) g where {same_key})), \
+              bad as materialized (select {names} from f where not f.same and not exists (select from ({logged}) g where {same_key}) \
+              and not $1::jsonb @> jsonb_build_array({key})), \
               ins as (insert into {into} ({names}) select {names} from bad returning 1) \
          select jsonb_build_object('rows', (select count(*) from f), 'mismatched', (select count(*) from ins), \
          'examples', (select jsonb_agg(to_jsonb(e)) from (select {names} from bad limit 5) e))"

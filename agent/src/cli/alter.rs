@@ -81,7 +81,7 @@ impl Alter {
         }
         if self.in_place(&context, &store, &wish).await? {
             if self.output.json {
-                output::document(&json!({ "altered": "in-place" }));
+                output::document(&json!({ "altered": "in_place" }));
             } else {
                 output::line(&format!("{} is changed, in place", self.table));
             }

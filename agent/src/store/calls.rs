@@ -122,7 +122,7 @@ impl Store {
 
     /// A change without a shadow, where the server can do it so; refused otherwise.
     pub async fn alter_in_place(&self, wish: &Wish<'_>) -> Result<(), Trouble> {
-        let sql = "call migrator.alter_table($1::pg_catalog.regclass, $2, 'in-place', $3::pg_catalog.jsonb, \
+        let sql = "call migrator.alter_table($1::pg_catalog.regclass, $2, 'in_place', $3::pg_catalog.jsonb, \
                    $4::pg_catalog.jsonb)";
         let (transform, reverse) = (wish.transform.to_string(), wish.reverse.to_string());
         let with: [Parameter<'_>; 4] =

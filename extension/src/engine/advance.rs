@@ -285,6 +285,10 @@ fn swap_now(change: &Change) -> Result<Advanced, Failure> {
             load::note(change, Some(&failure.message))?;
             wait(change, HOLD_MS, failure.message)
         }
+        // A row that came last does not fit: that is for its writer to mend, and no reason to stop keeping in step.
+        Err(failure) if failure.code == code::NOT_IN_STATE && bad_row::count(change, change.direction())? > 0 => {
+            wait(change, TURN_MS, failure.message)
+        }
         Err(failure) => Err(failure),
     }
 }

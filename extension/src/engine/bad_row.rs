@@ -64,6 +64,19 @@ pub fn count(change: &Change, direction: Direction) -> Result<i64, Failure> {
     Ok(count.n)
 }
 
+/// The keys of all rows that are set aside, as one jsonb array.
+pub fn keys(change: &Change, direction: Direction) -> Result<Value, Failure> {
+    #[derive(Deserialize)]
+    struct Keys {
+        keys: Value,
+    }
+    let found: Keys = spi::fetch_one(
+        "select coalesce(pg_catalog.jsonb_agg(key), '[]') as keys from migrator.bad_row where change = $1 and direction = $2",
+        &[change.id.into(), direction.as_str().into()],
+    )?;
+    Ok(found.keys)
+}
+
 /// Puts every row that was set aside back into the log: what was in its way may be gone. Returns how many.
 pub fn retry(change: &Change, direction: Direction) -> Result<i64, Failure> {
     #[derive(Deserialize)]

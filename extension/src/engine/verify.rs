@@ -8,9 +8,10 @@ use crate::capture::log;
 use crate::catalog::spi;
 use crate::crash;
 use crate::engine::change::Change;
-use crate::engine::guard;
+use crate::engine::{bad_row, guard};
 use migrator_core::failure::Failure;
 use migrator_core::sql::{self, Direction, KeyRange, Put, Walk};
+use pgrx::JsonB;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -211,7 +212,8 @@ fn find(change: &Change, walk: Walk<'_>) -> Result<(i64, i64), Failure> {
     let into = segments.first().expect("a log has segments");
     let query =
         change.with_tables(|tables| Ok(sql::mismatches(&change.plan, tables, change.put(), walk, &segments, into)))?;
-    let found: Found = change.as_owner(&[], || spi::fetch_one(&query, &[]))?;
+    let aside = bad_row::keys(change, Direction::Forward)?;
+    let found: Found = change.as_owner(&[], || spi::fetch_one(&query, &[JsonB(aside).into()]))?;
     if found.mismatched > 0 {
         change.event(
             "mismatch",
