@@ -270,6 +270,8 @@ fn ready(change: &Change) -> Result<Advanced, Failure> {
             return step(change, "catch_up", taken.inserted);
         }
         retry_bad_rows(change)?;
+        // Nothing was taken, so nothing waits: without this the last count would stand for ever.
+        spi::execute("update migrator.change set backlog = 0 where id = $1 and backlog <> 0", &[change.id.into()])?;
         Ok(Advanced { done: true, wait_ms: IDLE_MS, ..step(change, "idle", 0)? })
     })
 }
@@ -305,6 +307,8 @@ fn swapped(change: &Change) -> Result<Advanced, Failure> {
             return step(change, "validate", 0);
         }
         retry_bad_rows(change)?;
+        // Nothing was taken, so nothing waits: without this the last count would stand for ever.
+        spi::execute("update migrator.change set backlog = 0 where id = $1 and backlog <> 0", &[change.id.into()])?;
         Ok(Advanced { done: true, wait_ms: IDLE_MS, ..step(change, "idle", 0)? })
     })
 }
