@@ -313,11 +313,21 @@ fn range(from: u64, until: u64) -> String {
 
 /// One reconcile: takes dirty keys from the log, deletes their rows from the rear table and puts them there
 /// anew as the front table has them now, and takes the log rows away. Returns one jsonb with `taken` (log
-/// rows), `keys` (distinct), `deleted` and `inserted`.
+/// rows), `keys` (distinct), `deleted`, `inserted` and `truncated`.
+///
+/// Where `marker` has a row that the statement sees, the table was truncated, and only `Take::Everything` is right:
+/// the others then do nothing and say so. To look before the statement would not do: the TRUNCATE may commit between.
 ///
 /// The insert waits for the delete: its filter reads a count over the delete's RETURNING, which PostgreSQL
 /// evaluates once, before the first row. Deleted rows of the same command no longer count for unique indexes.
-pub fn reconcile(plan: &Plan, tables: Tables<'_>, direction: Direction, put: Put, take: Take<'_>) -> String {
+pub fn reconcile(
+    plan: &Plan,
+    tables: Tables<'_>,
+    direction: Direction,
+    put: Put,
+    take: Take<'_>,
+    marker: &Name,
+) -> String {
     let sides = sides(plan, tables, direction);
     let names = list(&sides.columns, |side| side.front.to_string());
     let first = sides.columns.first().expect("a plan has a key").front;
@@ -343,14 +353,18 @@ pub fn reconcile(plan: &Plan, tables: Tables<'_>, direction: Direction, put: Put
             });
             (
                 format!("select {names} from {} union all select {rear} from {}", sides.front, sides.rear),
-                segments.iter().map(|segment| (segment, "true".to_owned())).collect(),
+                segments.iter().chain([marker]).map(|segment| (segment, "true".to_owned())).collect(),
             )
         }
+    };
+    let unless_truncated = match take {
+        Take::Everything { .. } => "",
+        Take::Blocks { .. } | Take::Row { .. } | Take::All { .. } => " and not (select truncated from halt)",
     };
     let gone_ctes = gone
         .iter()
         .enumerate()
-        .map(|(number, (segment, place))| format!("gone{number} as (delete from {segment} where {place} returning 1)"))
+        .map(|(number, (segment, place))| format!("gone{number} as (delete from {segment} where {place}{unless_truncated} returning 1)"))
         .collect::<Vec<_>>()
         .join(", ");
     let taken =
@@ -371,12 +385,13 @@ pub fn reconcile(plan: &Plan, tables: Tables<'_>, direction: Direction, put: Put
         (Direction::Reverse, _) => merged(backward(plan), &format!("{join} {outer}")),
     };
     format!(
-        "with d as materialized (select distinct {names} from ({dirty}) q where {first} is not null), {made}\
+        "with halt as materialized (select exists (select from {marker}) as truncated), \
+         d as materialized (select distinct {names} from ({dirty}) q where {first} is not null{unless_truncated}), {made}\
          del as (delete from {rear} {rear_alias} using d where {rear_is_dirty} returning 1), \
          ins as (insert into {rear} ({columns}) overriding system value select {values} {rows} (select count(*) from del) >= 0 returning 1), \
          {gone_ctes} \
          select jsonb_build_object('taken', {taken}, 'keys', (select count(*) from d), \
-         'deleted', (select count(*) from del), 'inserted', (select count(*) from ins))",
+         'deleted', (select count(*) from del), 'inserted', (select count(*) from ins), 'truncated', (select truncated from halt))",
         rear = sides.rear,
         rear_alias = sides.rear_alias,
         rear_is_dirty = sides.rear_is_dirty(),
@@ -392,18 +407,6 @@ fn merged(values: Vec<(Ident, String)>, from: &str) -> (String, String, String, 
     let columns = list(&values, |(name, _)| name.to_string());
     let numbered = list(0..values.len(), |number| format!("m.c{number}"));
     (made, columns, numbered, "from m where (select count(*) from m) >= 0 and".to_owned())
-}
-
-/// Whether the log holds a TRUNCATE marker.
-pub fn has_marker(plan: &Plan, direction: Direction, segments: &[Name]) -> String {
-    let first = plan.key.first().expect("a plan has a key");
-    let first = if direction == Direction::Forward { &first.old } else { &first.new };
-    let any = segments
-        .iter()
-        .map(|segment| format!("exists (select from {segment} where {first} is null)"))
-        .collect::<Vec<_>>()
-        .join(" or ");
-    format!("select {any} as found")
 }
 
 /// The keys of a log row and whether the front table has such a row now.

@@ -85,6 +85,10 @@ fn segments() -> Vec<Name> {
     (0..3).map(|number| Name::new("migrator", format!("log_1_f_{number}"))).collect()
 }
 
+fn marker() -> Name {
+    Name::new("migrator", "log_1_f_truncated")
+}
+
 #[test]
 fn the_copy_writes_no_generated_column_and_casts_nothing() {
     let (old, new) = names();
@@ -101,11 +105,12 @@ fn a_reconcile_names_its_operators_and_waits_for_its_delete() {
     let segments = segments();
     let tables = Tables { old: &old, new: &new };
     let take = Take::Blocks { segment: &segments[0], from: 3, until: 19 };
-    let text = reconcile(&plan(), tables, Direction::Forward, Put::Plain, take);
+    let text = reconcile(&plan(), tables, Direction::Forward, Put::Plain, take, &marker());
+    assert_eq!(text.matches("not (select truncated from halt)").count(), 2, "after a TRUNCATE nothing is read or taken: {text}");
     assert!(text.contains("s.\"id\" operator(\"pg_catalog\".=) d.\"id\"::bigint"), "{text}");
     assert!(text.contains("(select count(*) from del) >= 0"), "{text}");
     assert_eq!(text.matches("ctid >= '(3,0)' and ctid < '(19,0)'").count(), 2, "the same rows are read and taken: {text}");
-    let text = reconcile(&plan(), tables, Direction::Forward, Put::Plain, Take::All { segments: &segments });
+    let text = reconcile(&plan(), tables, Direction::Forward, Put::Plain, Take::All { segments: &segments }, &marker());
     assert_eq!(text.matches("delete from \"migrator\".\"log_1_f_").count(), 3, "{text}");
 }
 
@@ -119,6 +124,7 @@ fn the_way_back_keeps_what_only_the_old_shape_has() {
         Direction::Reverse,
         Put::Merged,
         Take::All { segments: &segments },
+        &marker(),
     );
     assert!(text.contains("case when l.\"id\" is not null then l.\"gone\" else 'none'::text end"), "{text}");
     assert!(text.contains("left join \"public\".\"Order Items; --\" l"), "{text}");

@@ -92,7 +92,14 @@ const TYPE_OF_KEY: &str = "select format_type(atttypid, null) from pg_attribute 
 /// While the clients rest: the table that is not in use is caught up, and holds the same.
 async fn in_step(change: &Change, session: &Session, front: &str, rear: &str) -> Result<()> {
     change.until_in_step().await?;
-    same_rows(session, &format!("select {COMMON} from {front}"), &format!("select {COMMON} from {rear}")).await
+    let same = same_rows(session, &format!("select {COMMON} from {front}"), &format!("select {COMMON} from {rear}")).await;
+    if same.is_err() {
+        // Whether the change knows of it is the first thing to ask.
+        println!("status: {}", change.told().await?);
+        println!("bad rows: {:?}", session.rows("select row_to_json(b)::text from migrator.bad_rows b").await?);
+        println!("events: {:?}", session.rows("select kind, message, detail::text from migrator.events order by id").await?);
+    }
+    same
 }
 
 async fn all_shouted(session: &Session, shadow: &str) -> Result<()> {

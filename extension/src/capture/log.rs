@@ -1,7 +1,7 @@
 //! The key log: the tables that capture appends to, three segments for each change and direction.
 //!
 //! A row holds the key of a row that was written, in columns of the types that the written table has; a
-//! row of NULLs alone says that the table was truncated, or that its keys could not be told. There is no
+//! row of NULLs says that rows were written whose keys could not be told; one in the marker table, that the table was truncated. There is no
 //! index, no order and no duplicate elimination.
 
 use crate::catalog::relation::Relation;
@@ -39,6 +39,17 @@ pub(super) fn segment_name(change: i64, letter: char, number: u32) -> String {
     format!("log_{change}_{letter}_{number}")
 }
 
+/// The table in which a row says that the written table was truncated: apart from the segments, so that looking for
+/// it costs nothing however long the log is.
+pub fn marker(change: i64, direction: Direction) -> Name {
+    Name::new("migrator", marker_name(change, direction.letter()))
+}
+
+/// The marker's name within the schema `migrator`.
+pub(super) fn marker_name(change: i64, letter: char) -> String {
+    format!("log_{change}_{letter}_truncated")
+}
+
 /// Makes the segments of a log for the keys of `table`, which is the table that will be written: names,
 /// types and collations of the columns `key` are taken from it. Its owner may read, add and delete.
 ///
@@ -47,7 +58,7 @@ pub(super) fn segment_name(change: i64, letter: char, number: u32) -> String {
 pub fn create_log(change: i64, direction: Direction, table: &Relation, key: &[Ident]) -> Result<(), Failure> {
     let columns = key.iter().map(Ident::to_string).collect::<Vec<_>>().join(", ");
     let owner = owner(table)?;
-    for segment in segments(change, direction) {
+    for segment in segments(change, direction).into_iter().chain([marker(change, direction)]) {
         // Rows leave by DELETE and the file is truncated in its turn, so autovacuum has work only when a
         // long transaction keeps a segment from being truncated.
         spi::execute(
@@ -72,7 +83,7 @@ pub fn drop_log(change: i64, direction: Direction) -> Result<(), Failure> {
     struct Found {
         member: bool,
     }
-    for segment in segments(change, direction) {
+    for segment in segments(change, direction).into_iter().chain([marker(change, direction)]) {
         let found: Option<Found> = spi::fetch_optional(
             "select exists (select from pg_catalog.pg_depend d where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
              and d.objid = c.oid and d.deptype = 'e') as member \

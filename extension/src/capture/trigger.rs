@@ -81,14 +81,24 @@ impl Arguments {
     /// append all that time to what its readers believe to be at rest.
     fn segment(&self) -> Option<pg_sys::Oid> {
         const FROM_1970_TO_2000: i64 = 946_684_800;
-        // SAFETY: look-ups by name in the system caches, and a reading of the clock.
+        // SAFETY: a reading of the clock.
+        let now = unsafe { pg_sys::GetCurrentTimestamp() }.div_euclid(1_000_000) + FROM_1970_TO_2000;
+        Self::find(log::segment_name(self.change, self.letter, log::segment_at(now)))
+    }
+
+    /// Where it is written that the table was truncated, if there is a log.
+    fn marker(&self) -> Option<pg_sys::Oid> {
+        Self::find(log::marker_name(self.change, self.letter))
+    }
+
+    fn find(name: String) -> Option<pg_sys::Oid> {
+        // SAFETY: look-ups by name in the system caches.
         unsafe {
-            let now = pg_sys::GetCurrentTimestamp().div_euclid(1_000_000) + FROM_1970_TO_2000;
             let schema = pg_sys::get_namespace_oid(c"migrator".as_ptr(), true);
             if schema == pg_sys::InvalidOid {
                 return None;
             }
-            let name = CString::new(log::segment_name(self.change, self.letter, log::segment_at(now))).ok()?;
+            let name = CString::new(name).ok()?;
             let segment = pg_sys::get_relname_relid(name.as_ptr(), schema);
             (segment != pg_sys::InvalidOid).then_some(segment)
         }
@@ -99,13 +109,15 @@ unsafe fn capture(data: &pg_sys::TriggerData) {
     // SAFETY: PostgreSQL fills TriggerData before it calls a trigger (commands/trigger.h).
     unsafe {
         let Some(arguments) = Arguments::read(data.tg_trigger) else { return uncaptured() };
-        let Some(segment) = arguments.segment() else { return uncaptured() };
+        let truncated = data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_TRUNCATE;
+        let segment = if truncated { arguments.marker() } else { arguments.segment() };
+        let Some(segment) = segment else { return uncaptured() };
         if arguments.swap.is_some_and(fence::hides) {
             raise::raise(fence::refusal(data.tg_relation));
         }
         if data.tg_event & pg_sys::TRIGGER_EVENT_ROW != 0 {
             row(data, segment, arguments.key);
-        } else if data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_TRUNCATE {
+        } else if truncated {
             if let Some(mut log) = Appender::open(segment, data.tg_relation, arguments.key) {
                 log.mark();
                 log.close();

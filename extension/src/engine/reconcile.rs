@@ -29,6 +29,8 @@ pub struct Taken {
     pub deleted: i64,
     /// Rows put there.
     pub inserted: i64,
+    /// The table was truncated, so that nothing was done yet.
+    pub truncated: bool,
 }
 
 impl std::ops::AddAssign for Taken {
@@ -50,75 +52,69 @@ const BY_INDEX: [(&str, &str); 3] = [("enable_hashjoin", "off"), ("enable_mergej
 /// Takes one batch from the log, or everything after a TRUNCATE.
 pub fn batch(change: &Change) -> Result<Taken, Failure> {
     let segments = log::segments(change.id, change.direction());
-    if has_marker(change, &segments)? {
-        return everything(change, &segments);
-    }
-    let Some((segment, from)) = oldest(&segments)? else {
-        return Ok(Taken::default());
+    let first = match oldest(change, &segments)? {
+        Oldest::Unknown => return everything(change, &segments),
+        Oldest::None => None,
+        Oldest::At(segment, block) => Some((segment, block)),
     };
-    let take = Take::Blocks { segment, from, until: from + BATCH_BLOCKS };
-    let taken = match run(change, take, &BY_INDEX) {
-        Err(failure) if sqlstate::may_be_order(&failure.code) => whole(change, &segments, &BY_INDEX),
-        Err(failure) if sqlstate::belongs_to_row(&failure.code) => one_by_one(change, &segments),
-        outcome => outcome,
-    }?;
-    note(change, taken)?;
-    Ok(taken)
+    let take = match first {
+        Some((segment, from)) => Take::Blocks { segment, from, until: from + BATCH_BLOCKS },
+        None if truncated(change)? => return everything(change, &segments),
+        None => return Ok(Taken::default()),
+    };
+    widening(change, &segments, take, &BY_INDEX)
 }
 
 /// Takes the whole visible log in one statement: under the swap's lock, where little is left.
 pub fn rest(change: &Change) -> Result<Taken, Failure> {
     let segments = log::segments(change.id, change.direction());
-    if has_marker(change, &segments)? {
-        return everything(change, &segments);
-    }
-    let taken = match run(change, Take::All { segments: &segments }, &BY_INDEX) {
-        Err(failure) if sqlstate::belongs_to_row(&failure.code) => one_by_one(change, &segments),
-        outcome => outcome,
-    }?;
-    note(change, taken)?;
-    Ok(taken)
+    widening(change, &segments, Take::All { segments: &segments }, &BY_INDEX)
 }
 
 /// The first reconcile: while the shadow has no index, one pass over everything that was written during the copy.
 /// A row that moved may have been copied twice; its key is in the log, so both go and one comes.
 pub fn first(change: &Change) -> Result<Taken, Failure> {
     let segments = log::segments(change.id, change.direction());
-    let taken = if has_marker(change, &segments)? {
-        everything(change, &segments)?
-    } else if oldest(&segments)?.is_none() {
-        Taken::default()
-    } else {
-        match run(change, Take::All { segments: &segments }, &[]) {
-            Err(failure) if sqlstate::belongs_to_row(&failure.code) => one_by_one(change, &segments)?,
-            outcome => outcome?,
-        }
+    let taken = match oldest(change, &segments)? {
+        Oldest::Unknown => everything(change, &segments)?,
+        Oldest::None if !truncated(change)? => Taken::default(),
+        Oldest::None | Oldest::At(..) => widening(change, &segments, Take::All { segments: &segments }, &[])?,
     };
     crash::point("first_reconcile");
     fence(change)?;
-    note(change, taken)?;
     Ok(taken)
 }
 
-/// The visible log, all of it.
-fn whole(change: &Change, segments: &[Name], settings: &[(&str, &str)]) -> Result<Taken, Failure> {
-    match run(change, Take::All { segments }, settings) {
-        Err(failure) if sqlstate::belongs_to_row(&failure.code) => one_by_one(change, segments),
-        outcome => outcome,
+/// Tries a take, and what is wider where it is refused: a value may still be held by a row whose key is in the log too,
+/// so the whole log is taken at once; what is refused even then belongs to rows, and they are taken one at a time.
+fn widening(change: &Change, segments: &[Name], take: Take<'_>, settings: &[(&str, &str)]) -> Result<Taken, Failure> {
+    let is_all = matches!(take, Take::All { .. });
+    let taken = match run(change, take, settings) {
+        Err(failure) if sqlstate::may_be_order(&failure.code) && !is_all => {
+            return widening(change, segments, Take::All { segments }, settings);
+        }
+        Err(failure) if sqlstate::belongs_to_row(&failure.code) => one_by_one(change, segments)?,
+        outcome => outcome?,
+    };
+    if taken.truncated {
+        return everything(change, segments);
     }
+    note(change, taken)?;
+    Ok(taken)
 }
 
 /// After a TRUNCATE: compares by key all that either table has.
 fn everything(change: &Change, segments: &[Name]) -> Result<Taken, Failure> {
     change.event("truncate", "the table was truncated; comparing all of it", json!({}))?;
-    let taken = run(change, Take::Everything { segments }, &[])?;
+    let taken = Taken { truncated: false, ..run(change, Take::Everything { segments }, &[])? };
     fence(change)?;
     Ok(taken)
 }
 
 fn run(change: &Change, take: Take<'_>, settings: &[(&str, &str)]) -> Result<Taken, Failure> {
     let direction = change.direction();
-    let statement = change.with_tables(|tables| Ok(sql::reconcile(&change.plan, tables, direction, change.put(), take)))?;
+    let marker = log::marker(change.id, direction);
+    let statement = change.with_tables(|tables| Ok(sql::reconcile(&change.plan, tables, direction, change.put(), take, &marker)))?;
     let deferrable = deferrable(change)?;
     attempt(|| {
         change.as_owner(settings, || {
@@ -174,6 +170,7 @@ fn one_by_one(change: &Change, segments: &[Name]) -> Result<Taken, Failure> {
         let mut reasons = vec![];
         for (segment, ctid) in open {
             match run(change, Take::Row { segment, ctid }, &BY_INDEX) {
+                Ok(taken) if taken.truncated => return Ok(Taken { truncated: true, ..total }),
                 Ok(taken) => total += taken,
                 Err(failure) if sqlstate::belongs_to_row(&failure.code) => {
                     refused.push((segment, ctid));
@@ -222,29 +219,47 @@ fn set_aside(
     Ok(())
 }
 
-fn has_marker(change: &Change, segments: &[Name]) -> Result<bool, Failure> {
+fn truncated(change: &Change) -> Result<bool, Failure> {
     #[derive(Deserialize)]
     struct Found {
         found: bool,
     }
-    let found: Found = spi::fetch_one(&sql::has_marker(&change.plan, change.direction(), segments), &[])?;
+    let marker = log::marker(change.id, change.direction());
+    let found: Found = spi::fetch_one(&format!("select exists (select from {marker}) as found"), &[])?;
     Ok(found.found)
 }
 
-/// The first visible row of the first segment that has one: segment and block.
-fn oldest(segments: &[Name]) -> Result<Option<(&Name, u64)>, Failure> {
+/// Where the log begins.
+enum Oldest<'a> {
+    /// It is empty.
+    None,
+    /// In this block of this segment.
+    At(&'a Name, u64),
+    /// With a row that says that keys could not be told.
+    Unknown,
+}
+
+/// The first visible row of the first segment that has one.
+fn oldest<'a>(change: &Change, segments: &'a [Name]) -> Result<Oldest<'a>, Failure> {
     #[derive(Deserialize)]
     struct First {
         block: u64,
+        unknown: bool,
     }
+    let key = change.plan.key.first().expect("a plan has a key");
+    let key = if change.direction() == Direction::Forward { &key.old } else { &key.new };
     for segment in segments {
-        let first: Option<First> =
-            spi::fetch_optional(&format!("select (q.ctid::text::point)[0]::bigint as block from {segment} q limit 1"), &[])?;
-        if let Some(first) = first {
-            return Ok(Some((segment, first.block)));
+        let first: Option<First> = spi::fetch_optional(
+            &format!("select (q.ctid::text::point)[0]::bigint as block, q.{key} is null as unknown from {segment} q limit 1"),
+            &[],
+        )?;
+        match first {
+            Some(first) if first.unknown => return Ok(Oldest::Unknown),
+            Some(first) => return Ok(Oldest::At(segment, first.block)),
+            None => {}
         }
     }
-    Ok(None)
+    Ok(Oldest::None)
 }
 
 /// How many log rows wait, counted up to a ceiling.
