@@ -577,18 +577,17 @@ pub enum Walk<'a> {
 
 /// Finds the keys whose rows differ, leaving out those that the log already holds (they are on their way) and those
 /// that are set aside (`$1`: a jsonb array of `bad_row.key`; the rear cannot have them), and puts them into the log. Returns one jsonb with `rows` and `mismatched`, and up to five `examples`.
-pub fn mismatches(plan: &Plan, tables: Tables<'_>, put: Put, walk: Walk<'_>, segments: &[Name], into: &Name) -> String {
+pub fn mismatches(
+    plan: &Plan,
+    tables: Tables<'_>,
+    put: Put,
+    walk: Walk<'_>,
+    segments: &[Name],
+    aside: bool,
+) -> String {
+    let into = segments.first().expect("a log has segments");
     let keys_old = list(&plan.key, |column| format!("l.{} as {}", column.old, column.old));
     let names = list(&plan.key, |column| column.old.to_string());
-    let back = |alias: char| {
-        list(&plan.key, |column| {
-            if column.old_type == column.new_type {
-                format!("{alias}.{} as {}", column.new, column.old)
-            } else {
-                format!("{alias}.{}::{} as {}", column.new, column.old_type, column.old)
-            }
-        })
-    };
     let matched = all(&plan.key, |column| {
         let old = if column.old_type == column.new_type {
             format!("l.{}", column.old)
@@ -605,48 +604,66 @@ pub fn mismatches(plan: &Plan, tables: Tables<'_>, put: Put, walk: Walk<'_>, seg
         };
         format!("coalesce(l.{}, {new}) as {}", column.old, column.old)
     });
+    let logged =
+        segments.iter().map(|segment| format!("select {names} from {segment}")).collect::<Vec<_>>().join(" union all ");
+    // A row whose key is in the log or was set aside is not even looked at: its expressions may fail.
+    let on_its_way = |key: &dyn Fn(&KeyColumn) -> String| {
+        let join = all(&plan.key, |column| format!("g.{} {} {}", column.old, equals(column), key(column)));
+        let first = plan.key.first().expect("a plan has a key");
+        let pairs = list(&plan.key, |column| format!("{}, {}::text", crate::ident::literal(column.old.as_str()), key(column)));
+        let aside = if aside { format!(" or $1::jsonb @> jsonb_build_array(jsonb_build_object({pairs}))") } else { String::new() };
+        (format!("left join logged g on {join}"), format!("g.{} is not null{aside}", first.old))
+    };
+    let of_new = |column: &KeyColumn| {
+        if column.old_type == column.new_type {
+            format!("s.{}", column.new)
+        } else {
+            format!("s.{}::{}", column.new, column.old_type)
+        }
+    };
     let (old_hash, new_hash) = (old_row_hash(plan, put), new_row_hash(plan));
     let here = (present('l', plan), present('s', plan));
     let found = match walk {
-        Walk::Both(range) => format!(
-            "select {coalesced}, ({} and {} and {old_hash} = {new_hash}) as same \
-             from (select * from {} l where {}) l full join (select * from {} s where {}) s on {matched}",
-            here.0,
-            here.1,
-            tables.old,
-            range.filter(plan, Direction::Forward),
-            tables.new,
-            range.filter(plan, Direction::Reverse),
-        ),
-        Walk::Old(range) => format!(
-            "select {keys_old}, ({} and {old_hash} = {new_hash}) as same from {} l left join {} s on {matched} where {}",
-            here.1,
-            tables.old,
-            tables.new,
-            range.filter(plan, Direction::Forward),
-        ),
-        Walk::New { from, until } => format!(
-            "select {}, exists (select from {} l where {}) as same from {} s where s.ctid >= '({from},0)' and s.ctid < '({until},0)'",
-            back('s'),
-            tables.old,
-            all(&plan.key, |column| {
-                let new = if column.old_type == column.new_type {
-                    format!("s.{}", column.new)
-                } else {
-                    format!("s.{}::{}", column.new, column.old_type)
-                };
-                format!("l.{} {} {new}", column.old, equals(column))
-            }),
-            tables.new,
-        ),
+        Walk::Both(range) => {
+            let (join, known) = on_its_way(&|column| format!("coalesce(l.{}, {})", column.old, of_new(column)));
+            format!(
+                "select {coalesced}, case when {known} then true else {} and {} and {old_hash} = {new_hash} end as same \
+                 from (select * from {} l where {}) l full join (select * from {} s where {}) s on {matched} {join}",
+                here.0,
+                here.1,
+                tables.old,
+                range.filter(plan, Direction::Forward),
+                tables.new,
+                range.filter(plan, Direction::Reverse),
+            )
+        }
+        Walk::Old(range) => {
+            let (join, known) = on_its_way(&|column| format!("l.{}", column.old));
+            format!(
+                "select {keys_old}, case when {known} then true else {} and {old_hash} = {new_hash} end as same \
+                 from {} l left join {} s on {matched} {join} where {}",
+                here.1,
+                tables.old,
+                tables.new,
+                range.filter(plan, Direction::Forward),
+            )
+        }
+        Walk::New { from, until } => {
+            let (join, known) = on_its_way(&of_new);
+            format!(
+                "select {}, case when {known} then true else exists (select from {} l where {}) end as same \
+                 from {} s {join} where s.ctid >= '({from},0)' and s.ctid < '({until},0)'",
+                list(&plan.key, |column| format!("{} as {}", of_new(column), column.old)),
+                tables.old,
+                all(&plan.key, |column| format!("l.{} {} {}", column.old, equals(column), of_new(column))),
+                tables.new,
+            )
+        }
     };
-    let logged = segments.iter().map(|segment| format!("select {names} from {segment}")).collect::<Vec<_>>().join(" union all ");
-    let same_key = all(&plan.key, |column| format!("g.{} {} f.{}", column.old, equals(column), column.old));
-    let key = key_json(plan, Direction::Forward, 'f');
     format!(
-        "with f as materialized ({found}), \
-              bad as materialized (select {names} from f where not f.same and not exists (select from ({logged}) g where {same_key}) \
-              and not $1::jsonb @> jsonb_build_array({key})), \
+        "with logged as materialized (select distinct {names} from ({logged}) q), \
+              f as materialized ({found}), \
+              bad as materialized (select {names} from f where not f.same), \
               ins as (insert into {into} ({names}) select {names} from bad returning 1) \
          select jsonb_build_object('rows', (select count(*) from f), 'mismatched', (select count(*) from ins), \
          'examples', (select jsonb_agg(to_jsonb(e)) from (select {names} from bad limit 5) e))"

@@ -5,11 +5,13 @@
 //! Keys that differ go back to the log. Batches hold the change `Shared`, so nothing is reconciled meanwhile.
 
 use crate::capture::log;
+use crate::catalog::attempt::attempt;
 use crate::catalog::spi;
 use crate::crash;
 use crate::engine::change::Change;
 use crate::engine::{bad_row, guard};
 use migrator_core::failure::Failure;
+use migrator_core::sqlstate;
 use migrator_core::sql::{self, Direction, KeyRange, Put, Walk};
 use pgrx::JsonB;
 use serde::Deserialize;
@@ -197,8 +199,12 @@ fn same(change: &Change, range: &KeyRange) -> Result<Option<i64>, Failure> {
         same: bool,
     }
     let query = change.with_tables(|tables| Ok(sql::compare(&change.plan, tables, range)))?;
-    let whole: Whole = change.as_owner(&[], || spi::fetch_one(&query, &[]))?;
-    Ok(whole.same.then_some(whole.rows))
+    match attempt(|| change.as_owner(&[], || spi::fetch_one::<Whole>(&query, &[]))) {
+        Ok(whole) => Ok(whole.same.then_some(whole.rows)),
+        // An expression failed for a row that is set aside, or will be: the search leaves those out.
+        Err(failure) if sqlstate::belongs_to_row(&failure.code) => Ok(None),
+        Err(failure) => Err(failure),
+    }
 }
 
 fn find(change: &Change, walk: Walk<'_>) -> Result<(i64, i64), Failure> {
@@ -209,10 +215,10 @@ fn find(change: &Change, walk: Walk<'_>) -> Result<(i64, i64), Failure> {
         examples: Option<Value>,
     }
     let segments = log::segments(change.id, Direction::Forward);
-    let into = segments.first().expect("a log has segments");
-    let query =
-        change.with_tables(|tables| Ok(sql::mismatches(&change.plan, tables, change.put(), walk, &segments, into)))?;
     let aside = bad_row::keys(change, Direction::Forward)?;
+    let some = aside.as_array().is_some_and(|keys| !keys.is_empty());
+    let query =
+        change.with_tables(|tables| Ok(sql::mismatches(&change.plan, tables, change.put(), walk, &segments, some)))?;
     let found: Found = change.as_owner(&[], || spi::fetch_one(&query, &[JsonB(aside).into()]))?;
     if found.mismatched > 0 {
         change.event(
