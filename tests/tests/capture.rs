@@ -99,12 +99,12 @@ async fn every_kind_of_write(server: Server) -> Result<()> {
             "begin; truncate items; rollback",
             "truncate regions cascade",
         ] {
-            session.run("insert into items (id, name) select g, 'filled ' || g from generate_series(5000, 5100) g on conflict do nothing").await?;
+            session.run("insert into items (id, name) select g, 'filled ' || g from generate_series(5000, 5100) g on conflict (id) do nothing").await?;
             change.until_in_step().await?;
             for statement in truncate.split("; ") {
                 session.run(statement).await?;
             }
-            session.run("insert into items (id, name) select g, 'later ' || g from generate_series(6000, 6010) g on conflict do nothing").await?;
+            session.run("insert into items (id, name) select g, 'later ' || g from generate_series(6000, 6010) g on conflict (id) do nothing").await?;
             change.until_in_step().await?;
             let rear = change.rear().await?;
             same_rows(
