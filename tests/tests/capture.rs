@@ -70,7 +70,9 @@ async fn write_everything(database: &Database, change: &Change, round: u32) -> R
         .await
         .with_context(|| format!("round {round}, after: {sql}"))?;
     }
-    session.copy_in("copy items (id, name, n, region) from stdin", format!("{}\tcopied\t1\t\\N\n", 4000 + round)).await?;
+    session
+        .copy_in("copy items (id, name, n, region) from stdin", format!("{}\tcopied\t1\t\\N\n", 4000 + round))
+        .await?;
     session.run(&format!("update items set name = 'copied {round}' where id = {}", 4000 + round)).await?;
     change.until_in_step().await?;
     let rear = change.rear().await?;

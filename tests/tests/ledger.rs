@@ -95,10 +95,23 @@ async fn in_step(change: &Change, session: &Session, front: &str, rear: &str) ->
     let r = same_rows(session, &format!("select {COMMON} from {front}"), &format!("select {COMMON} from {rear}")).await;
     if r.is_err() {
         eprintln!("DEBUG {} {}", change.told().await?, session.value(&format!("select count(*) from {front} f full join {rear} r using (id) where f::text is null or r::text is null or f.touched<>r.touched")).await?);
-        eprintln!("DEBUG {:?}", session.rows("select at, kind, message, detail from migrator.event order by id").await?);
-        eprintln!("BAD {:?}", session.rows("select seen_at, key, sqlstate, message from migrator.bad_rows order by seen_at").await?);
-        for _ in 0..3 { eprintln!("DEBUG {:?}", change.advance(session).await); }
-        eprintln!("DEBUG {:?}", same_rows(session, &format!("select {COMMON} from {front}"), &format!("select {COMMON} from {rear}")).await.is_ok());
+        eprintln!(
+            "DEBUG {:?}",
+            session.rows("select at, kind, message, detail from migrator.event order by id").await?
+        );
+        eprintln!(
+            "BAD {:?}",
+            session.rows("select seen_at, key, sqlstate, message from migrator.bad_rows order by seen_at").await?
+        );
+        for _ in 0..3 {
+            eprintln!("DEBUG {:?}", change.advance(session).await);
+        }
+        eprintln!(
+            "DEBUG {:?}",
+            same_rows(session, &format!("select {COMMON} from {front}"), &format!("select {COMMON} from {rear}"))
+                .await
+                .is_ok()
+        );
     }
     r
 }
