@@ -23,7 +23,7 @@ const SCHEMA: &str = r#"
     create index thing_upper on thing (upper(code) text_pattern_ops) include (n) where n > 0;
     create index thing_gin on thing using gin (to_tsvector('simple', big));
     create unique index thing_pair on thing (ref, code) nulls not distinct;
-    alter table thing cluster on thing_upper;
+    alter table thing cluster on thing_pair;
     create statistics thing_stats (ndistinct, dependencies) on code, n from thing;
     create statistics thing_expressions on (lower(code)) from thing;
     create table below (id int primary key, thing int references thing on update cascade on delete cascade deferrable);
@@ -148,7 +148,7 @@ async fn what_is_not_known_is_refused(server: Server) -> Result<()> {
     let session = database.connect().await?;
     for (number, (hang, says)) in [
         ("create publication all_of_it for all tables", "publication"),
-        ("create publication some for table odd", "publication"),
+        ("create publication part_of_it for table odd", "publication"),
         ("create table child () inherits (odd)", "inherit"),
         ("create materialized view kept as select * from odd", "kept"),
         ("create rule aside as on insert to odd do also notify x", "aside"),
@@ -178,7 +178,7 @@ async fn what_is_not_known_is_refused(server: Server) -> Result<()> {
         }
         nothing_left_behind(&database).await.with_context(|| format!("{number}: {hang}"))?;
         session
-            .run("drop publication if exists all_of_it, some; drop table odd cascade; drop table if exists holder")
+            .run("drop publication if exists all_of_it, part_of_it; drop table odd cascade; drop table if exists holder")
             .await?;
     }
     Ok(())

@@ -106,7 +106,6 @@ async fn others_are_refused(server: Server) -> Result<()> {
         "resume(change => ID)",
         "verify(change => ID)",
         "validate(change => ID)",
-        "log(change => ID)",
     ] {
         let sql = format!("select * from migrator.{}", call.replace("ID", &change.id.to_string()));
         let refusal = stranger.refusal(&sql).await?;
@@ -115,6 +114,10 @@ async fn others_are_refused(server: Server) -> Result<()> {
     for table in ["change", "chunk", "build", "bad_row", "event", "load"] {
         let refusal = stranger.refusal(&format!("select * from migrator.{table}")).await?;
         ensure!(refusal.code == "42501", "{table}: {refusal}");
+    }
+    for view in ["status", "history", "bad_rows", "events", &format!("log(change => {})", change.id)] {
+        let seen = stranger.number(&format!("select count(*) from migrator.{view}")).await;
+        ensure!(!matches!(seen, Ok(rows) if rows > 0), "a stranger sees {seen:?} rows of {view}");
     }
     ensure!(stranger.number("select count(*) from migrator.status").await? == 0, "a stranger sees the change");
     // Writing goes on as before for those who may write: capture asks for no right of theirs.
