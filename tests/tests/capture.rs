@@ -70,7 +70,9 @@ async fn write_everything(database: &Database, change: &Change, round: u32) -> R
         .await
         .with_context(|| format!("round {round}, after: {sql}"))?;
     }
-    session.copy_in("copy items (id, name, n, region) from stdin", format!("{}\tcopied\t1\t\\N\n", 4000 + round)).await?;
+    session
+        .copy_in("copy items (id, name, n, region) from stdin", format!("{}\tcopied\t1\t\\N\n", 4000 + round))
+        .await?;
     session.run(&format!("update items set name = 'copied {round}' where id = {}", 4000 + round)).await?;
     change.until_in_step().await?;
     let rear = change.rear().await?;
@@ -99,12 +101,12 @@ async fn every_kind_of_write(server: Server) -> Result<()> {
             "begin; truncate items; rollback",
             "truncate regions cascade",
         ] {
-            session.run("insert into items (id, name) select g, 'filled ' || g from generate_series(5000, 5100) g on conflict do nothing").await?;
+            session.run("insert into items (id, name) select g, 'filled ' || g from generate_series(5000, 5100) g on conflict (id) do nothing").await?;
             change.until_in_step().await?;
             for statement in truncate.split("; ") {
                 session.run(statement).await?;
             }
-            session.run("insert into items (id, name) select g, 'later ' || g from generate_series(6000, 6010) g on conflict do nothing").await?;
+            session.run("insert into items (id, name) select g, 'later ' || g from generate_series(6000, 6010) g on conflict (id) do nothing").await?;
             change.until_in_step().await?;
             let rear = change.rear().await?;
             same_rows(

@@ -225,7 +225,7 @@ async fn a_swap_beside_vacuum_and_index_builds(server: Server) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(100)).await;
         change.swap().await?;
         slow.await??;
-            change.rollback().await?;
+        change.rollback().await?;
         change.until_ready().await?;
     }
     application.never_waited().await?;
@@ -268,7 +268,7 @@ async fn referenced_tables_wait_no_longer(server: Server) -> Result<()> {
         if !matches!(answer, Ok(rows) if rows[0][0].as_deref() == Some("t")) {
             change.swap().await?;
         }
-            change.rollback().await?;
+        change.rollback().await?;
         change.until_ready().await?;
     }
     application.never_waited().await?;

@@ -81,7 +81,8 @@ async fn play(begun: Instant) -> Result<Figures> {
     let database = Database::create(&cluster, true).await?;
     Traffic::fill(&database, scale).await?;
     let session = database.connect_as("postgres", "demo").await?;
-    session.run("create index on pgbench_accounts (bid); vacuum analyze pgbench_accounts").await?;
+    session.run("create index on pgbench_accounts (bid)").await?;
+    session.run("vacuum analyze pgbench_accounts").await?;
     let rows = session.number(&format!("select count(*) from {TABLE}")).await?;
     story.tell(format!("{TABLE} has {} rows, {}", thousands(rows), size(&session).await?));
     story.tell("its columns: ".to_owned() + &columns(&session).await?);

@@ -1,0 +1,282 @@
+//! Whose rights are used for what: an owner changes their own table and no other; what an owner wrote never runs with
+//! more than the owner's rights, whoever drives; rows that policies hide are not lost.
+
+use migrator_tests::left_behind::nothing_left_behind;
+use migrator_tests::same_rows::fingerprint;
+use migrator_tests::session::literal;
+use migrator_tests::*;
+
+for_each_server!(
+    an_owner_without_further_rights,
+    others_are_refused,
+    code_of_the_owner_never_runs_as_superuser,
+    rows_hidden_by_policies,
+    a_hostile_search_path,
+);
+
+/// Roles belong to the whole server, so each database has its own.
+async fn role(session: &Session, database: &Database, name: &str) -> Result<String> {
+    let role = format!("{name}_{}", database.name);
+    session.run(&format!("drop role if exists {role}; create role {role} login")).await?;
+    Ok(role)
+}
+
+async fn drop_roles(session: &Session, roles: &[&String]) -> Result<()> {
+    for role in roles {
+        session.run(&format!("drop owned by {role} cascade; drop role {role}")).await?;
+    }
+    Ok(())
+}
+
+/// Drives a change to its end as some role, through swap, rollback and swap.
+async fn all_the_way_as(database: &Database, role: &str, arguments: &str, table: &str) -> Result<()> {
+    let owner = database.connect_as(role, "test:owner").await?;
+    let change = Change::create_in(database, &owner, table, arguments).await?;
+    for turn in ["swap", "rollback", "swap"] {
+        let deadline = std::time::Instant::now() + change::PATIENCE;
+        loop {
+            let advance = change.advance(&owner).await;
+            match advance {
+                Ok(advance) if advance.done => break,
+                Ok(advance) => tokio::time::sleep(advance.wait).await,
+                Err(error) if error.is_worth_retrying() => {}
+                Err(error) => return Err(error.into()),
+            }
+            ensure!(std::time::Instant::now() < deadline, "{}", change.told().await?);
+        }
+        let row = owner.row(&format!("select * from migrator.{turn}(change => {})", change.id)).await?;
+        ensure!(row[2] == "t", "{turn}: {row:?}");
+    }
+    owner.run(&format!("select migrator.validate(change => {})", change.id)).await?;
+    owner.run(&format!("select migrator.finish(change => {})", change.id)).await?;
+    Ok(())
+}
+
+async fn an_owner_without_further_rights(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let owner = role(&session, &database, "owner").await?;
+    session
+        .run(&format!(
+            "create schema closed; create table closed.things (id serial primary key, v text, up int references closed.things);
+             insert into closed.things (v) select 'v' || g from generate_series(1, 500) g;
+             create index on closed.things (v); create view closed.seen as select id, v from closed.things;
+             alter table closed.things owner to {owner}; grant usage on schema closed to {owner}"
+        ))
+        .await?;
+    let before = fingerprint(&session, "select id, v, up from closed.things").await?;
+    all_the_way_as(
+        &database,
+        &owner,
+        "actions => 'alter column v type varchar(100), add column w int'",
+        "closed.things",
+    )
+    .await?;
+    ensure!(fingerprint(&session, "select id, v, up from closed.things").await? == before, "rows changed");
+    let now = session.value("select relowner::regrole from pg_class where oid = 'closed.things'::regclass").await?;
+    ensure!(now == owner, "the table belongs to {now}");
+    nothing_left_behind(&database).await?;
+    session.run("drop schema closed cascade").await?;
+    drop_roles(&session, &[&owner]).await
+}
+
+async fn others_are_refused(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let (owner, other) = (role(&session, &database, "owner").await?, role(&session, &database, "other").await?);
+    session
+        .run(&format!(
+            "create table mine (id int primary key); insert into mine select g from generate_series(1, 10) g;
+             alter table mine owner to {owner}; grant all on mine to {other}"
+        ))
+        .await?;
+    let stranger = database.connect_as(&other, "stranger").await?;
+    let refusal = stranger.refusal("select migrator.create_shadow('mine', 'add column a int')").await?;
+    ensure!(refusal.code == "42501", "{refusal}");
+    let change = Change::create(&database, "public.mine", "add column a int").await?;
+    for call in [
+        "advance(ID)",
+        "copy_batch(change => ID)",
+        "start_sync(change => ID)",
+        "swap(change => ID)",
+        "rollback(change => ID)",
+        "finish(change => ID)",
+        "cancel(change => ID)",
+        "pause(change => ID)",
+        "resume(change => ID)",
+        "verify(change => ID)",
+        "validate(change => ID)",
+    ] {
+        let sql = format!("select * from migrator.{}", call.replace("ID", &change.id.to_string()));
+        let refusal = stranger.refusal(&sql).await?;
+        ensure!(matches!(refusal.code.as_str(), "42501" | "42704" | "P0002" | "22023"), "{sql}: {refusal}");
+    }
+    for table in ["change", "chunk", "build", "bad_row", "event", "load"] {
+        let refusal = stranger.refusal(&format!("select * from migrator.{table}")).await?;
+        ensure!(refusal.code == "42501", "{table}: {refusal}");
+    }
+    for view in ["status", "history", "bad_rows", "events", &format!("log(change => {})", change.id)] {
+        let seen = stranger.number(&format!("select count(*) from migrator.{view}")).await;
+        ensure!(!matches!(seen, Ok(rows) if rows > 0), "a stranger sees {seen:?} rows of {view}");
+    }
+    ensure!(stranger.number("select count(*) from migrator.status").await? == 0, "a stranger sees the change");
+    // Writing goes on as before for those who may write: capture asks for no right of theirs.
+    change.until_ready().await?;
+    stranger.run("insert into mine values (11); delete from mine where id = 1").await?;
+    change.swap().await?;
+    stranger.run("insert into mine values (12); delete from mine where id = 2").await?;
+    change.finish().await?;
+    stranger.run("insert into mine values (13)").await?;
+    ensure!(session.number("select count(*) from mine").await? == 11, "rows lost");
+    nothing_left_behind(&database).await?;
+    session.run("drop table mine").await?;
+    drop_roles(&session, &[&owner, &other]).await
+}
+
+async fn code_of_the_owner_never_runs_as_superuser(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let owner = role(&session, &database, "owner").await?;
+    // Every place where an owner's own function can stand. Each tells, for ever, when it runs as somebody else.
+    session
+        .run(&format!(
+            "create schema trap; grant all on schema trap to {owner}; create sequence trap.caught; grant all on sequence trap.caught to {owner};
+             set role {owner};
+             create function trap.spring(v anyelement) returns anyelement immutable language plpgsql as $$
+                 begin
+                     if current_user <> '{owner}' then perform nextval('trap.caught'); end if;
+                     return v;
+                 end $$;
+             create function trap.spring_default() returns int volatile language plpgsql as $$
+                 begin
+                     if current_user <> '{owner}' then perform nextval('trap.caught'); end if;
+                     return 7;
+                 end $$;
+             create function trap.spring_trigger() returns trigger language plpgsql as $$
+                 begin
+                     if current_user <> '{owner}' then perform nextval('trap.caught'); end if;
+                     return new;
+                 end $$;
+             create domain trap.wary as int check (trap.spring(value) is not null);
+             create table trap.bait (id int primary key, v text, d trap.wary, n int default trap.spring_default(),
+                 g text generated always as (trap.spring(v)) stored,
+                 check (trap.spring(v) is not null or v is null), unique (v));
+             create index on trap.bait ((trap.spring(v)));
+             create index on trap.bait (id) where trap.spring(v) <> 'x';
+             create trigger t before insert or update on trap.bait for each row execute function trap.spring_trigger();
+             insert into trap.bait (id, v, d) select g, 'v' || g, g from generate_series(1, 200) g;
+             reset role"
+        ))
+        .await?;
+    let change = Change::create_with(
+        &database,
+        "trap.bait",
+        &format!(
+            "actions => {}, {}",
+            literal("alter column id type bigint, add column w text, add constraint c check (trap.spring(id) > 0), alter column d type bigint using trap.spring(d)"),
+            change::arguments(r#"{"w": "trap.spring(v)"}"#, r#"{"d": "trap.spring(d)::int"}"#)
+        ),
+    )
+    .await?;
+    let as_owner = database.connect_as(&owner, "owner").await?;
+    let write = "update trap.bait set v = v || '!' where id % 7 = 0; insert into trap.bait (id, v, d) values ((select max(id) + 1 from trap.bait), 'new' || (select max(id) from trap.bait), 5)";
+    change.until_ready().await?;
+    as_owner.run(write).await?;
+    change.until_in_step().await?;
+    change.verify().await?;
+    change.swap().await?;
+    as_owner.run(write).await?;
+    change.until_in_step().await?;
+    change.rollback().await?;
+    as_owner.run(write).await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    change.finish().await?;
+    ensure!(
+        session.value("select is_called from trap.caught").await? == "f",
+        "the owner's code ran {} times with somebody else's rights",
+        session.value("select last_value from trap.caught").await?
+    );
+    nothing_left_behind(&database).await?;
+    session.run("drop schema trap cascade").await?;
+    drop_roles(&session, &[&owner]).await
+}
+
+async fn rows_hidden_by_policies(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let (owner, reader) = (role(&session, &database, "owner").await?, role(&session, &database, "reader").await?);
+    session
+        .run(&format!(
+            "create schema hidden; grant all on schema hidden to {owner}; grant usage on schema hidden to {reader};
+             create table hidden.rows (id int primary key, who text);
+             insert into hidden.rows select g, case when g % 3 = 0 then '{reader}' else 'nobody' end from generate_series(1, 300) g;
+             alter table hidden.rows owner to {owner};
+             alter table hidden.rows enable row level security;
+             create policy own on hidden.rows for select to public using (who = current_user);
+             create policy add on hidden.rows for insert to {reader} with check (who = current_user);
+             grant select (id, who), insert on hidden.rows to {reader} with grant option"
+        ))
+        .await?;
+    all_the_way_as(&database, &owner, "actions => 'alter column id type bigint, add column w int'", "hidden.rows")
+        .await?;
+    ensure!(session.number("select count(*) from hidden.rows").await? == 300, "rows that a policy hides were lost");
+    let view = database.connect_as(&reader, "reader").await?;
+    ensure!(view.number("select count(id) from hidden.rows").await? == 100, "a reader sees other rows than before");
+    view.run(&format!("insert into hidden.rows (id, who) values (1000, '{reader}')")).await?;
+    view.refusal("insert into hidden.rows (id, who) values (1001, 'nobody')").await?;
+
+    // FORCE on an owner who is subject to it: all rows go over, or it is refused before anything is made.
+    session.run("alter table hidden.rows force row level security").await?;
+    match session.number("select migrator.create_shadow('hidden.rows', 'alter column who type varchar(200)')").await {
+        Err(error) => ensure!(error.to_string().contains("row"), "refused without saying why: {error}"),
+        Ok(id) => {
+            Change::of(&database, id).through().await?;
+            ensure!(
+                session.number("select count(*) from hidden.rows").await? == 301,
+                "rows that FORCE hides were lost"
+            );
+        }
+    }
+    nothing_left_behind(&database).await?;
+    drop(view);
+    session.run("drop schema hidden cascade").await?;
+    drop_roles(&session, &[&owner, &reader]).await
+}
+
+async fn a_hostile_search_path(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table plain (id int primary key, v text); insert into plain select g, 'v' || g from generate_series(1, 200) g;
+             create schema evil;
+             create table evil.caught (what text);
+             create function evil.count(text) returns bigint language sql as 'insert into evil.caught values ($1) returning 0::bigint';
+             create function evil.format(text, variadic text[]) returns text language plpgsql as $$ begin insert into evil.caught values ('format'); return 'select 1'; end $$;
+             create function evil.lies(int, int) returns boolean language plpgsql immutable as $$ begin return false; end $$;
+             create operator evil.= (leftarg = int, rightarg = int, procedure = evil.lies);
+             create function evil.lies(text, text) returns boolean language plpgsql immutable as $$ begin return false; end $$;
+             create operator evil.= (leftarg = text, rightarg = text, procedure = evil.lies);
+             create table evil.pg_class (oid oid, relname text); create table evil.change (id int); create table evil.plain (id int)",
+        )
+        .await?;
+    let hostile = database.connect().await?;
+    hostile.run("set search_path = evil, pg_catalog, public").await?;
+    let change =
+        Change::create_in(&database, &hostile, "public.plain", "actions => 'alter column id type bigint'").await?;
+    hostile.run(&format!("call migrator.prepare(change => {})", change.id)).await?;
+    hostile.run("update public.plain set v = 'x' where v like 'v1%'; delete from public.plain where id > 190").await?;
+    change.until_in_step().await?;
+    for call in ["verify", "swap"] {
+        hostile.run(&format!("select * from migrator.{call}(change => {})", change.id)).await?;
+    }
+    hostile.run(&format!("select * from migrator.rollback(change => {})", change.id)).await?;
+    hostile.run(&format!("call migrator.prepare(change => {})", change.id)).await?;
+    hostile.run(&format!("select * from migrator.swap(change => {})", change.id)).await?;
+    hostile.run(&format!("select migrator.finish(change => {})", change.id)).await?;
+    let rows = session.number("select count(*) from public.plain").await?;
+    ensure!(rows == 190, "hostile operators decided: {rows} rows are left");
+    ensure!(session.number("select count(*) from evil.caught").await? == 0, "functions of a hostile search_path ran");
+    nothing_left_behind(&database).await
+}
