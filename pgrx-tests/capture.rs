@@ -38,7 +38,9 @@ mod tests {
     /// The distinct rows of the log, sorted, and the log is empty again. `-` is the marker of a key of one column.
     fn taken() -> String {
         let mut rows = Vec::new();
-        for segment in log::segments(CHANGE, Direction::Forward).into_iter().chain([log::marker(CHANGE, Direction::Forward)]) {
+        for segment in
+            log::segments(CHANGE, Direction::Forward).into_iter().chain([log::marker(CHANGE, Direction::Forward)])
+        {
             let found = Spi::get_one::<Vec<String>>(&format!(
                 "with gone as (delete from {segment} returning *) select array_agg(coalesce(nullif(g::text, '()'), '-')) from gone g"
             ));

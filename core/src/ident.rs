@@ -68,11 +68,7 @@ pub fn plain(name: &str) -> String {
 /// A string literal that reads the same whatever `standard_conforming_strings` says.
 pub fn literal(value: &str) -> String {
     let quoted = value.replace('\'', "''");
-    if quoted.contains('\\') {
-        format!("E'{}'", quoted.replace('\\', "\\\\"))
-    } else {
-        format!("'{quoted}'")
-    }
+    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
 #[cfg(test)]

@@ -340,7 +340,11 @@ pub fn reconcile(
             (format!("select {names} from {segment} where {place}"), vec![(segment, place)])
         }
         Take::All { segments } => (
-            segments.iter().map(|segment| format!("select {names} from {segment}")).collect::<Vec<_>>().join(" union all "),
+            segments
+                .iter()
+                .map(|segment| format!("select {names} from {segment}"))
+                .collect::<Vec<_>>()
+                .join(" union all "),
             segments.iter().map(|segment| (segment, "true".to_owned())).collect(),
         ),
         Take::Everything { segments } => {
@@ -364,7 +368,9 @@ pub fn reconcile(
     let gone_ctes = gone
         .iter()
         .enumerate()
-        .map(|(number, (segment, place))| format!("gone{number} as (delete from {segment} where {place}{unless_truncated} returning 1)"))
+        .map(|(number, (segment, place))| {
+            format!("gone{number} as (delete from {segment} where {place}{unless_truncated} returning 1)")
+        })
         .collect::<Vec<_>>()
         .join(", ");
     let taken =
@@ -443,8 +449,7 @@ pub fn relog(plan: &Plan, direction: Direction, segment: &Name) -> String {
         "insert into {segment} ({}) select {}",
         list(&plan.key, |column| (if forward { &column.old } else { &column.new }).to_string()),
         list(&plan.key, |column| {
-            let (name, kind) =
-                if forward { (&column.old, &column.old_type) } else { (&column.new, &column.new_type) };
+            let (name, kind) = if forward { (&column.old, &column.old_type) } else { (&column.new, &column.new_type) };
             format!("($1::jsonb ->> {})::{kind}", crate::ident::literal(name.as_str()))
         })
     )
@@ -577,14 +582,7 @@ pub enum Walk<'a> {
 
 /// Finds the keys whose rows differ, leaving out those that the log already holds (they are on their way) and those
 /// that are set aside (`$1`: a jsonb array of `bad_row.key`; the rear cannot have them), and puts them into the log. Returns one jsonb with `rows` and `mismatched`, and up to five `examples`.
-pub fn mismatches(
-    plan: &Plan,
-    tables: Tables<'_>,
-    put: Put,
-    walk: Walk<'_>,
-    segments: &[Name],
-    aside: bool,
-) -> String {
+pub fn mismatches(plan: &Plan, tables: Tables<'_>, put: Put, walk: Walk<'_>, segments: &[Name], aside: bool) -> String {
     let into = segments.first().expect("a log has segments");
     let keys_old = list(&plan.key, |column| format!("l.{} as {}", column.old, column.old));
     let names = list(&plan.key, |column| column.old.to_string());
@@ -610,8 +608,13 @@ pub fn mismatches(
     let on_its_way = |key: &dyn Fn(&KeyColumn) -> String| {
         let join = all(&plan.key, |column| format!("g.{} {} {}", column.old, equals(column), key(column)));
         let first = plan.key.first().expect("a plan has a key");
-        let pairs = list(&plan.key, |column| format!("{}, {}::text", crate::ident::literal(column.old.as_str()), key(column)));
-        let aside = if aside { format!(" or $1::jsonb @> jsonb_build_array(jsonb_build_object({pairs}))") } else { String::new() };
+        let pairs =
+            list(&plan.key, |column| format!("{}, {}::text", crate::ident::literal(column.old.as_str()), key(column)));
+        let aside = if aside {
+            format!(" or $1::jsonb @> jsonb_build_array(jsonb_build_object({pairs}))")
+        } else {
+            String::new()
+        };
         (format!("left join logged g on {join}"), format!("g.{} is not null{aside}", first.old))
     };
     let of_new = |column: &KeyColumn| {

@@ -93,7 +93,10 @@ fn marker() -> Name {
 fn the_copy_writes_no_generated_column_and_casts_nothing() {
     let (old, new) = names();
     let text = copy(&plan(), Tables { old: &old, new: &new }, 0, 8);
-    assert!(text.starts_with("insert into \"migrator_shadow_1\".\"Order Items; --\" (\"id\", \"name\", \"note\")"), "{text}");
+    assert!(
+        text.starts_with("insert into \"migrator_shadow_1\".\"Order Items; --\" (\"id\", \"name\", \"note\")"),
+        "{text}"
+    );
     assert!(!text.contains("size"), "generated columns are computed, not written: {text}");
     assert!(!text.contains("::bigint"), "an explicit cast would cut what assignment refuses: {text}");
     assert!(text.contains("l.ctid >= '(0,0)' and l.ctid < '(8,0)'"), "{text}");
@@ -106,10 +109,18 @@ fn a_reconcile_names_its_operators_and_waits_for_its_delete() {
     let tables = Tables { old: &old, new: &new };
     let take = Take::Blocks { segment: &segments[0], from: 3, until: 19 };
     let text = reconcile(&plan(), tables, Direction::Forward, Put::Plain, take, &marker());
-    assert_eq!(text.matches("not (select truncated from halt)").count(), 2, "after a TRUNCATE nothing is read or taken: {text}");
+    assert_eq!(
+        text.matches("not (select truncated from halt)").count(),
+        2,
+        "after a TRUNCATE nothing is read or taken: {text}"
+    );
     assert!(text.contains("s.\"id\" operator(\"pg_catalog\".=) d.\"id\"::bigint"), "{text}");
     assert!(text.contains("(select count(*) from del) >= 0"), "{text}");
-    assert_eq!(text.matches("ctid >= '(3,0)' and ctid < '(19,0)'").count(), 2, "the same rows are read and taken: {text}");
+    assert_eq!(
+        text.matches("ctid >= '(3,0)' and ctid < '(19,0)'").count(),
+        2,
+        "the same rows are read and taken: {text}"
+    );
     let text = reconcile(&plan(), tables, Direction::Forward, Put::Plain, Take::All { segments: &segments }, &marker());
     assert_eq!(text.matches("delete from \"migrator\".\"log_1_f_").count(), 3, "{text}");
 }

@@ -16,7 +16,17 @@ mod raise;
 ::pgrx::pg_module_magic!(name, version);
 
 extension_sql_file!("../../sql/tables.sql", name = "tables", bootstrap);
-extension_sql_file!("../../sql/procedures.sql", name = "procedures", requires = [api::change::advance, api::watch::_change_id, api::alter::_alter_steps, api::alter::_alter_step, api::alter::_alter_shadow]);
+extension_sql_file!(
+    "../../sql/procedures.sql",
+    name = "procedures",
+    requires = [
+        api::change::advance,
+        api::watch::_change_id,
+        api::alter::_alter_steps,
+        api::alter::_alter_step,
+        api::alter::_alter_shadow
+    ]
+);
 extension_sql_file!("../../sql/views.sql", name = "views", requires = ["tables"]);
 extension_sql_file!("../../sql/comments.sql", name = "comments", finalize);
 

@@ -34,8 +34,7 @@ pub fn warn(failure: Failure) {
 }
 
 fn report(failure: Failure, level: PgLogLevel) {
-    let mut report =
-        ErrorReport::new(PgSqlErrorCode::from(pack(&failure.code)), failure.message, "migrator");
+    let mut report = ErrorReport::new(PgSqlErrorCode::from(pack(&failure.code)), failure.message, "migrator");
     if let Some(detail) = failure.detail {
         report = report.set_detail(detail);
     }

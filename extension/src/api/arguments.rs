@@ -1,9 +1,9 @@
 //! Argument types that pgrx does not have.
 
 use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
+use pgrx::datum::Datum;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use pgrx::datum::Datum;
 
 /// A `regclass`: the oid of a relation that PostgreSQL has already looked up for us, without opening or locking it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -52,10 +52,8 @@ fn postpone(
     change: default!(Option<i64>, "NULL"),
     until: default!(Option<TimestampWithTimeZone>, "NULL"),
 ) -> String {
-    guard::enter(oid(relation), change, |change| {
-        settle::postpone(&change, until).map(|()| change.state.to_string())
-    })
-    .or_raise()
+    guard::enter(oid(relation), change, |change| settle::postpone(&change, until).map(|()| change.state.to_string()))
+        .or_raise()
 }
 
 /// Validates the foreign keys that a swap added NOT VALID.
@@ -71,7 +69,8 @@ fn finish(
     change: default!(Option<i64>, "NULL"),
     dry_run: default!(bool, "false"),
 ) -> String {
-    guard::enter(oid(relation), change, |change| settle::finish(change, dry_run).map(|state| state.to_string())).or_raise()
+    guard::enter(oid(relation), change, |change| settle::finish(change, dry_run).map(|state| state.to_string()))
+        .or_raise()
 }
 
 /// Gives a change up before its swap: the shadow is dropped.
@@ -81,7 +80,8 @@ fn cancel(
     change: default!(Option<i64>, "NULL"),
     dry_run: default!(bool, "false"),
 ) -> String {
-    guard::enter(oid(relation), change, |change| settle::cancel(change, dry_run).map(|state| state.to_string())).or_raise()
+    guard::enter(oid(relation), change, |change| settle::cancel(change, dry_run).map(|state| state.to_string()))
+        .or_raise()
 }
 
 pub(super) fn oid(relation: Option<RegClass>) -> Option<u32> {

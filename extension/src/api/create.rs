@@ -2,8 +2,8 @@
 
 use crate::api::arguments::RegClass;
 use crate::catalog::{role, settings};
-use crate::engine::swap;
 use crate::engine::shape::{self, Request, Session};
+use crate::engine::swap;
 use crate::raise::OrRaise;
 use pgrx::JsonB;
 use pgrx::prelude::*;

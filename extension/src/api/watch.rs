@@ -45,8 +45,11 @@ fn ensure_changed(relation: RegClass, wait: default!(Interval, "'0'")) -> bool {
     let caller = role::caller();
     role::as_extension(|| {
         if !may_change(relation.0, caller)? {
-            return Err(Failure::new(code::INSUFFICIENT_PRIVILEGE, "must be owner of the table to wait for its change")
-                .hint("Call it as the table's owner or as a member of that role."));
+            return Err(Failure::new(
+                code::INSUFFICIENT_PRIVILEGE,
+                "must be owner of the table to wait for its change",
+            )
+            .hint("Call it as the table's owner or as a member of that role."));
         }
         let micros = wait.as_micros().clamp(0, 86_400_000_000 * 30);
         ensure::changed(relation.0, Duration::from_micros(u64::try_from(micros).unwrap_or(0)))

@@ -70,7 +70,10 @@ fn read_part(table: &Name, text: &str) -> Result<Part, Failure> {
         match (*node).type_ {
             pg_sys::NodeTag::T_AlterTableStmt => {
                 let alter = &*node.cast::<pg_sys::AlterTableStmt>();
-                if alter.objtype != pg_sys::ObjectType::OBJECT_TABLE || alter.missing_ok || !is_placeholder(alter.relation) {
+                if alter.objtype != pg_sys::ObjectType::OBJECT_TABLE
+                    || alter.missing_ok
+                    || !is_placeholder(alter.relation)
+                {
                     return Err(not_actions());
                 }
                 for at in 0..length(alter.cmds) {
@@ -80,8 +83,12 @@ fn read_part(table: &Name, text: &str) -> Result<Part, Failure> {
             }
             pg_sys::NodeTag::T_RenameStmt => {
                 let rename = &*node.cast::<pg_sys::RenameStmt>();
-                let ours = rename.relationType == pg_sys::ObjectType::OBJECT_TABLE || rename.renameType == pg_sys::ObjectType::OBJECT_TABCONSTRAINT;
-                let kind = matches!(rename.renameType, pg_sys::ObjectType::OBJECT_COLUMN | pg_sys::ObjectType::OBJECT_TABCONSTRAINT);
+                let ours = rename.relationType == pg_sys::ObjectType::OBJECT_TABLE
+                    || rename.renameType == pg_sys::ObjectType::OBJECT_TABCONSTRAINT;
+                let kind = matches!(
+                    rename.renameType,
+                    pg_sys::ObjectType::OBJECT_COLUMN | pg_sys::ObjectType::OBJECT_TABCONSTRAINT
+                );
                 if !is_placeholder(rename.relation) || rename.missing_ok {
                     return Err(not_actions());
                 }
@@ -105,7 +112,12 @@ pub(super) unsafe fn is_placeholder(relation: *mut pg_sys::RangeVar) -> bool {
     }
 }
 
-unsafe fn read_command(table: &Name, text: &str, command: &pg_sys::AlterTableCmd, part: &mut Part) -> Result<(), Failure> {
+unsafe fn read_command(
+    table: &Name,
+    text: &str,
+    command: &pg_sys::AlterTableCmd,
+    part: &mut Part,
+) -> Result<(), Failure> {
     // SAFETY: the grammar (gram.y, alter_table_cmd) fills name and def as each subtype needs them.
     unsafe {
         match command.subtype {
@@ -198,12 +210,18 @@ pub(super) fn refused(subtype: At::Type) -> Option<&'static str> {
         | At::AT_DisableTrigAll
         | At::AT_EnableTrigUser
         | At::AT_DisableTrigUser => Some("enabling or disabling triggers"),
-        At::AT_EnableRule | At::AT_EnableAlwaysRule | At::AT_EnableReplicaRule | At::AT_DisableRule => Some("enabling or disabling rules"),
+        At::AT_EnableRule | At::AT_EnableAlwaysRule | At::AT_EnableReplicaRule | At::AT_DisableRule => {
+            Some("enabling or disabling rules")
+        }
         At::AT_AddInherit | At::AT_DropInherit => Some("INHERIT"),
         At::AT_AddOf | At::AT_DropOf => Some("OF"),
         At::AT_ReplicaIdentity => Some("REPLICA IDENTITY"),
-        At::AT_EnableRowSecurity | At::AT_DisableRowSecurity | At::AT_ForceRowSecurity | At::AT_NoForceRowSecurity => Some("ROW LEVEL SECURITY"),
-        At::AT_AttachPartition | At::AT_DetachPartition | At::AT_DetachPartitionFinalize => Some("attaching or detaching partitions"),
+        At::AT_EnableRowSecurity | At::AT_DisableRowSecurity | At::AT_ForceRowSecurity | At::AT_NoForceRowSecurity => {
+            Some("ROW LEVEL SECURITY")
+        }
+        At::AT_AttachPartition | At::AT_DetachPartition | At::AT_DetachPartitionFinalize => {
+            Some("attaching or detaching partitions")
+        }
         _ => Some(UNKNOWN),
     }
 }
@@ -213,14 +231,20 @@ pub(super) fn not_actions() -> Failure {
 }
 
 fn in_place(table: &Name, text: &str, what: &str) -> Failure {
-    Failure::new(code::NOT_SUPPORTED, format!("{what} is not part of a table's shape and cannot be one of the actions for {}", table.plain()))
-        .hint(format!("It is catalogue work only. Run it by itself: {}", call(table, text)))
+    Failure::new(
+        code::NOT_SUPPORTED,
+        format!("{what} is not part of a table's shape and cannot be one of the actions for {}", table.plain()),
+    )
+    .hint(format!("It is catalogue work only. Run it by itself: {}", call(table, text)))
 }
 
 fn foreign_key(table: &Name, text: &str) -> Failure {
-    Failure::new(code::NOT_SUPPORTED, format!("a foreign key cannot be added together with a new shape of {}", table.plain()))
-        .detail("The shadow never has foreign keys: they would fire while rows are being copied.")
-        .hint(format!("Add it in place, before or after this change: {}", call(table, text)))
+    Failure::new(
+        code::NOT_SUPPORTED,
+        format!("a foreign key cannot be added together with a new shape of {}", table.plain()),
+    )
+    .detail("The shadow never has foreign keys: they would fire while rows are being copied.")
+    .hint(format!("Add it in place, before or after this change: {}", call(table, text)))
 }
 
 fn call(table: &Name, text: &str) -> String {
@@ -230,8 +254,11 @@ fn call(table: &Name, text: &str) -> String {
 
 /// What to say when a foreign key of the live table is to be dropped: the shadow has none.
 pub fn drop_foreign_key(table: &Name, name: &str) -> Failure {
-    Failure::new(code::NOT_SUPPORTED, format!("foreign key {} of {} cannot be dropped together with a new shape", plain(name), table.plain()))
-        .hint(format!("Drop it in place first: {}", call(table, &format!("drop constraint {}", plain(name)))))
+    Failure::new(
+        code::NOT_SUPPORTED,
+        format!("foreign key {} of {} cannot be dropped together with a new shape", plain(name), table.plain()),
+    )
+    .hint(format!("Drop it in place first: {}", call(table, &format!("drop constraint {}", plain(name)))))
 }
 
 /// ENFORCED and NOT ENFORCED behind a constraint of a column (18).
@@ -258,7 +285,12 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Token>, Failure> {
     // SAFETY: the sequence of raw_parser (parser.c): the scanner copies the text, and the extra data outlives it.
     unsafe {
         let mut extra = pg_sys::core_yy_extra_type::default();
-        let scanner = pg_sys::scanner_init(source.as_ptr(), &mut extra, &raw const pg_sys::ScanKeywords, (&raw const pg_sys::ScanKeywordTokens).cast());
+        let scanner = pg_sys::scanner_init(
+            source.as_ptr(),
+            &mut extra,
+            &raw const pg_sys::ScanKeywords,
+            (&raw const pg_sys::ScanKeywordTokens).cast(),
+        );
         loop {
             let mut value = pg_sys::core_YYSTYPE::default();
             let mut location = 0;
@@ -275,7 +307,8 @@ pub(super) fn tokens(text: &str) -> Result<Vec<Token>, Failure> {
 
 /// Cuts the text at its semicolons.
 pub(super) fn split(text: &str) -> Result<Vec<&str>, Failure> {
-    let cuts: Vec<usize> = tokens(text)?.into_iter().filter(|token| token.kind == i32::from(b';')).map(|token| token.at).collect();
+    let cuts: Vec<usize> =
+        tokens(text)?.into_iter().filter(|token| token.kind == i32::from(b';')).map(|token| token.at).collect();
     let mut parts = vec![];
     let mut from = 0;
     for cut in cuts {

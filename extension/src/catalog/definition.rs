@@ -146,7 +146,9 @@ pub fn index_sql_on(index: &Index, from: &Name, to: &Name) -> Result<String, Fai
     let sql = index_sql(index);
     // ONLY: the index of a partitioned table.
     let rest = sql.strip_prefix(&head).map(|rest| rest.strip_prefix("ONLY ").unwrap_or(rest));
-    let rest = rest.and_then(|rest| rest.strip_prefix(&format!("{} ", qualified(from)))).ok_or_else(|| unreadable(&sql, &head))?;
+    let rest = rest
+        .and_then(|rest| rest.strip_prefix(&format!("{} ", qualified(from))))
+        .ok_or_else(|| unreadable(&sql, &head))?;
     Ok(format!("create {unique}index {} on {to} {rest}", index.name))
 }
 

@@ -173,26 +173,34 @@ pub fn series<T>(
 }
 
 fn gave_up(what: &str) -> Failure {
-    Failure::new(code::LOCK_NOT_AVAILABLE, format!("{what}: the table is too busy for a lock within {} ms", DEADLINE.as_millis()))
-        .detail("Nothing was changed, and no session waited longer than one attempt.")
-        .hint("Call it again; at a quieter moment it needs fewer attempts.")
+    Failure::new(
+        code::LOCK_NOT_AVAILABLE,
+        format!("{what}: the table is too busy for a lock within {} ms", DEADLINE.as_millis()),
+    )
+    .detail("Nothing was changed, and no session waited longer than one attempt.")
+    .hint("Call it again; at a quieter moment it needs fewer attempts.")
 }
 
 fn held_up(what: &str, blocker: &Blocker) -> Failure {
-    Failure::new(code::LOCK_NOT_AVAILABLE, format!("{what}: {} holds the table since {:.0} s", blocker.what, blocker.seconds))
-        .detail("Nothing was changed, and no session waited longer than one attempt.")
-        .hint(if blocker.pid > 0 {
-            format!("Call it again when that transaction is over, or end it: select pg_terminate_backend({});", blocker.pid)
-        } else {
-            "Commit or roll back that prepared transaction, then call it again.".to_owned()
-        })
+    Failure::new(
+        code::LOCK_NOT_AVAILABLE,
+        format!("{what}: {} holds the table since {:.0} s", blocker.what, blocker.seconds),
+    )
+    .detail("Nothing was changed, and no session waited longer than one attempt.")
+    .hint(if blocker.pid > 0 {
+        format!("Call it again when that transaction is over, or end it: select pg_terminate_backend({});", blocker.pid)
+    } else {
+        "Commit or roll back that prepared transaction, then call it again.".to_owned()
+    })
 }
 
 /// Who holds a lock that conflicts with one of the wanted, in a transaction older than the deadline.
 /// Autovacuum is left out: it gives way to a waiter.
 pub fn blockers(wanted: &[Wanted]) -> Result<Vec<Blocker>, Failure> {
-    let strong: Vec<i64> = wanted.iter().filter(|w| w.mode == Mode::AccessExclusive).map(|w| i64::from(w.relation)).collect();
-    let writers: Vec<i64> = wanted.iter().filter(|w| w.mode == Mode::ShareRowExclusive).map(|w| i64::from(w.relation)).collect();
+    let strong: Vec<i64> =
+        wanted.iter().filter(|w| w.mode == Mode::AccessExclusive).map(|w| i64::from(w.relation)).collect();
+    let writers: Vec<i64> =
+        wanted.iter().filter(|w| w.mode == Mode::ShareRowExclusive).map(|w| i64::from(w.relation)).collect();
     spi::fetch(
         "select coalesce(l.pid, 0) as pid, \
            case when l.pid is null then 'a prepared transaction' \

@@ -12,6 +12,6 @@ pub mod relation;
 pub mod role;
 pub mod settings;
 pub mod spi;
+pub mod view_text;
 pub mod volatility;
 mod walk;
-pub mod view_text;

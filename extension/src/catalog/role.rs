@@ -81,7 +81,8 @@ pub fn caller() -> pg_sys::Oid {
 
 /// Runs `work` as the extension's owner with a pinned search_path: how every function of `api` begins.
 pub fn as_extension<T>(work: impl FnOnce() -> T) -> T {
-    let scope = Scope::enter(extension_owner(), pg_sys::SECURITY_LOCAL_USERID_CHANGE, &[PINNED, ("row_security", "off")]);
+    let scope =
+        Scope::enter(extension_owner(), pg_sys::SECURITY_LOCAL_USERID_CHANGE, &[PINNED, ("row_security", "off")]);
     let result = work();
     drop(scope);
     result
@@ -111,7 +112,11 @@ pub fn with_settings<T>(settings: &[(&str, &str)], work: impl FnOnce() -> T) -> 
 fn extension_owner() -> pg_sys::Oid {
     Spi::connect(|client| {
         client
-            .select("select extowner from pg_catalog.pg_extension where extname operator(pg_catalog.=) 'migrator'", None, &[])?
+            .select(
+                "select extowner from pg_catalog.pg_extension where extname operator(pg_catalog.=) 'migrator'",
+                None,
+                &[],
+            )?
             .first()
             .get_one::<pg_sys::Oid>()
     })
@@ -126,6 +131,7 @@ pub fn name(role: pg_sys::Oid) -> Result<Ident, Failure> {
     struct Role {
         name: Ident,
     }
-    let role: Role = spi::fetch_one("select r.rolname as name from pg_catalog.pg_roles r where r.oid = $1", &[role.into()])?;
+    let role: Role =
+        spi::fetch_one("select r.rolname as name from pg_catalog.pg_roles r where r.oid = $1", &[role.into()])?;
     Ok(role.name)
 }

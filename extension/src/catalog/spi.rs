@@ -6,7 +6,8 @@ use pgrx::prelude::*;
 use serde::de::DeserializeOwned;
 
 fn failed(sql: &str, error: &pgrx::spi::Error) -> Failure {
-    Failure::new(code::INTERNAL, format!("a statement of migrator failed: {error}")).detail(format!("The statement was: {sql}"))
+    Failure::new(code::INTERNAL, format!("a statement of migrator failed: {error}"))
+        .detail(format!("The statement was: {sql}"))
 }
 
 /// Runs one statement and returns the number of rows it processed. A PostgreSQL error unwinds as such.
@@ -19,7 +20,10 @@ pub fn execute(sql: &str, args: &[DatumWithOid<'_>]) -> Result<u64, Failure> {
 /// Not read-only: it sees what this transaction did, under a snapshot of its own.
 pub fn fetch<T: DeserializeOwned>(sql: &str, args: &[DatumWithOid<'_>]) -> Result<Vec<T>, Failure> {
     let rows: Vec<pgrx::JsonB> = Spi::connect_mut(|client| {
-        client.update(&wrapped(sql), None, args)?.map(|row| Ok(row.get::<pgrx::JsonB>(1)?.expect("to_jsonb of a row is not null"))).collect::<Result<Vec<_>, pgrx::spi::Error>>()
+        client
+            .update(&wrapped(sql), None, args)?
+            .map(|row| Ok(row.get::<pgrx::JsonB>(1)?.expect("to_jsonb of a row is not null")))
+            .collect::<Result<Vec<_>, pgrx::spi::Error>>()
     })
     .map_err(|error| failed(sql, &error))?;
     decode(sql, rows)
@@ -28,7 +32,10 @@ pub fn fetch<T: DeserializeOwned>(sql: &str, args: &[DatumWithOid<'_>]) -> Resul
 /// The same for callers that must not write (a standby, a STABLE function).
 pub fn fetch_read_only<T: DeserializeOwned>(sql: &str, args: &[DatumWithOid<'_>]) -> Result<Vec<T>, Failure> {
     let rows: Vec<pgrx::JsonB> = Spi::connect(|client| {
-        client.select(&wrapped(sql), None, args)?.map(|row| Ok(row.get::<pgrx::JsonB>(1)?.expect("to_jsonb of a row is not null"))).collect::<Result<Vec<_>, pgrx::spi::Error>>()
+        client
+            .select(&wrapped(sql), None, args)?
+            .map(|row| Ok(row.get::<pgrx::JsonB>(1)?.expect("to_jsonb of a row is not null")))
+            .collect::<Result<Vec<_>, pgrx::spi::Error>>()
     })
     .map_err(|error| failed(sql, &error))?;
     decode(sql, rows)
@@ -36,7 +43,8 @@ pub fn fetch_read_only<T: DeserializeOwned>(sql: &str, args: &[DatumWithOid<'_>]
 
 /// The one row of a query.
 pub fn fetch_one<T: DeserializeOwned>(sql: &str, args: &[DatumWithOid<'_>]) -> Result<T, Failure> {
-    fetch_optional(sql, args)?.ok_or_else(|| Failure::new(code::INTERNAL, "a query of migrator found no row").detail(sql))
+    fetch_optional(sql, args)?
+        .ok_or_else(|| Failure::new(code::INTERNAL, "a query of migrator found no row").detail(sql))
 }
 
 /// The first row of a query, if there is one.
@@ -54,7 +62,8 @@ fn decode<T: DeserializeOwned>(sql: &str, rows: Vec<pgrx::JsonB>) -> Result<Vec<
     rows.into_iter()
         .map(|row| {
             serde_json::from_value(row.0).map_err(|error| {
-                Failure::new(code::INTERNAL, format!("a row of migrator's catalog could not be read: {error}")).detail(sql)
+                Failure::new(code::INTERNAL, format!("a row of migrator's catalog could not be read: {error}"))
+                    .detail(sql)
             })
         })
         .collect()

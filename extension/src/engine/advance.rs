@@ -50,7 +50,13 @@ fn step(change: &Change, step: &'static str, rows: i64) -> Result<Advanced, Fail
 }
 
 fn wait(change: &Change, wait_ms: i32, reason: impl Into<String>) -> Result<Advanced, Failure> {
-    Ok(Advanced { state: Some(change.state), step: "wait", wait_ms, reason: Some(reason.into()), ..Advanced::default() })
+    Ok(Advanced {
+        state: Some(change.state),
+        step: "wait",
+        wait_ms,
+        reason: Some(reason.into()),
+        ..Advanced::default()
+    })
 }
 
 fn turn(change: &Change) -> Result<Advanced, Failure> {
@@ -126,10 +132,7 @@ fn next(change: Change) -> Result<Advanced, Failure> {
 }
 
 /// Runs `work` on the change as it is once we hold it alone, or says that it is not our turn.
-fn alone(
-    change: &Change,
-    work: impl FnOnce(&mut Change) -> Result<Advanced, Failure>,
-) -> Result<Advanced, Failure> {
+fn alone(change: &Change, work: impl FnOnce(&mut Change) -> Result<Advanced, Failure>) -> Result<Advanced, Failure> {
     if !lock::try_change(change.id, Hold::Alone) {
         return turn(change);
     }
@@ -141,10 +144,7 @@ fn alone(
 }
 
 /// The same for work that runs side by side.
-fn shared(
-    change: &Change,
-    work: impl FnOnce(&mut Change) -> Result<Advanced, Failure>,
-) -> Result<Advanced, Failure> {
+fn shared(change: &Change, work: impl FnOnce(&mut Change) -> Result<Advanced, Failure>) -> Result<Advanced, Failure> {
     if !lock::try_change(change.id, Hold::Shared) {
         return turn(change);
     }
@@ -250,7 +250,10 @@ fn verifying(change: &Change) -> Result<Advanced, Failure> {
             )?;
             return step(change, "verify", rows);
         }
-        spi::execute("update migrator.change set verify_rounds = verify_rounds + 1 where id = $1", &[change.id.into()])?;
+        spi::execute(
+            "update migrator.change set verify_rounds = verify_rounds + 1 where id = $1",
+            &[change.id.into()],
+        )?;
         change.set_state(State::CatchingUp)?;
         step(change, "verify", rows)
     })

@@ -41,14 +41,20 @@ pub fn plan(request: &Request, strategy: &str) -> Result<Vec<Step>, Failure> {
         return Ok(vec![step]);
     }
     shape::checks::no_open_change(&live)?;
-    let transforms = [&request.transform, &request.reverse].iter().any(|given| given.as_object().is_some_and(|object| !object.is_empty()));
+    let transforms = [&request.transform, &request.reverse]
+        .iter()
+        .any(|given| given.as_object().is_some_and(|object| !object.is_empty()));
     match strategy {
-        Strategy::InPlace if transforms => Err(Failure::new(code::INVALID_PARAMETER, "transform and reverse have no meaning in place")
-            .detail("In place a column's new value comes from USING, and there is no way back.")
-            .hint("Leave strategy out, or give 'shadow'.")),
+        Strategy::InPlace if transforms => {
+            Err(Failure::new(code::INVALID_PARAMETER, "transform and reverse have no meaning in place")
+                .detail("In place a column's new value comes from USING, and there is no way back.")
+                .hint("Leave strategy out, or give 'shadow'."))
+        }
         Strategy::Shadow => work.shadow(&parts, "strategy is shadow"),
         _ if transforms => work.shadow(&parts, "transform or reverse is given"),
-        _ if size.is_empty => Ok(vec![at_once(parts.iter().map(|part| part.text.clone()).collect(), "the table is empty")]),
+        _ if size.is_empty => {
+            Ok(vec![at_once(parts.iter().map(|part| part.text.clone()).collect(), "the table is empty")])
+        }
         _ => work.cheapest(&parts),
     }
 }
@@ -142,8 +148,11 @@ impl Work<'_> {
         };
         let (shape, rest) = (only(|piece| piece.is_shape), only(|piece| !piece.is_shape));
         if shape.is_empty() {
-            return Err(Failure::new(code::INVALID_PARAMETER, format!("nothing in these actions changes the shape of {}", self.name()))
-                .hint("Leave strategy out: they are done in place."));
+            return Err(Failure::new(
+                code::INVALID_PARAMETER,
+                format!("nothing in these actions changes the shape of {}", self.name()),
+            )
+            .hint("Leave strategy out: they are done in place."));
         }
         let mut steps = vec![];
         if !rest.is_empty() {
@@ -161,9 +170,15 @@ impl Work<'_> {
             reverse: self.request.reverse.clone(),
             shadow: None,
             on_ready: "swap".into(),
-            session: shape::Session { role: self.request.session.role, settings: self.request.session.settings.clone() },
+            session: shape::Session {
+                role: self.request.session.role,
+                settings: self.request.session.settings.clone(),
+            },
         })?;
-        let by_hand = shape.iter().flat_map(|part| &part.pieces).all(|piece| matches!(&piece.kind, Kind::AddIndexed(indexed) if !indexed.exclude));
+        let by_hand = shape
+            .iter()
+            .flat_map(|part| &part.pieces)
+            .all(|piece| matches!(&piece.kind, Kind::AddIndexed(indexed) if !indexed.exclude));
         let reason = if by_hand { format!("{why}. {}", self.by_hand()) } else { why.to_owned() };
         steps.push(shadow_step(text, reason, None));
         Ok(steps)
@@ -241,7 +256,11 @@ pub fn rows(request: &Request, steps: &[Step]) -> Result<Vec<Row>, Failure> {
         };
         match step.act {
             Act::Now | Act::Validate => {
-                rows.extend(step.texts.iter().map(|text| row(format!("alter table {} {text};", live.name.plain()), &step.lock, &step.held)));
+                rows.extend(
+                    step.texts
+                        .iter()
+                        .map(|text| row(format!("alter table {} {text};", live.name.plain()), &step.lock, &step.held)),
+                );
             }
             Act::Outside => rows.extend(step.texts.iter().map(|text| row(text.clone(), &step.lock, &step.held))),
             Act::Shadow => {
@@ -254,11 +273,23 @@ pub fn rows(request: &Request, steps: &[Step]) -> Result<Vec<Row>, Failure> {
                     }
                 }
                 if step.change.is_none() {
-                    rows.push(row(format!("select migrator.create_shadow({table}, {actions}{arguments});"), "ACCESS SHARE", "milliseconds"));
+                    rows.push(row(
+                        format!("select migrator.create_shadow({table}, {actions}{arguments});"),
+                        "ACCESS SHARE",
+                        "milliseconds",
+                    ));
                 }
-                rows.push(row(format!("call migrator.prepare({table});"), "SHARE ROW EXCLUSIVE", "milliseconds, when capture is switched on; then none that stops anybody"));
+                rows.push(row(
+                    format!("call migrator.prepare({table});"),
+                    "SHARE ROW EXCLUSIVE",
+                    "milliseconds, when capture is switched on; then none that stops anybody",
+                ));
                 rows.push(row(format!("select * from migrator.swap({table});"), &step.lock, &step.held));
-                rows.push(row(format!("select migrator.validate({table});"), "SHARE UPDATE EXCLUSIVE", "while foreign keys are checked; stops neither readers nor writers"));
+                rows.push(row(
+                    format!("select migrator.validate({table});"),
+                    "SHARE UPDATE EXCLUSIVE",
+                    "while foreign keys are checked; stops neither readers nor writers",
+                ));
             }
         }
     }

@@ -27,11 +27,18 @@ pub fn record(change: &Change, direction: Direction, key: &Value, failure: &Fail
     )?;
     if first {
         let message = format!("row {key} does not fit: {}", failure.message);
-        change.event("bad_row", &message, json!({"key": key, "sqlstate": failure.code, "direction": direction.as_str()}))?;
+        change.event(
+            "bad_row",
+            &message,
+            json!({"key": key, "sqlstate": failure.code, "direction": direction.as_str()}),
+        )?;
     }
     if count(change, direction)? > BUDGET {
         change.block(
-            &format!("more than {BUDGET} rows do not fit the {} shape", if direction == Direction::Forward { "new" } else { "old" }),
+            &format!(
+                "more than {BUDGET} rows do not fit the {} shape",
+                if direction == Direction::Forward { "new" } else { "old" }
+            ),
             &format!(
                 "Look at them: select * from migrator.bad_rows; mend the rows or the expressions, then {} or {}",
                 change.call("resume"),
@@ -114,7 +121,8 @@ pub fn refuse(change: &Change, direction: Direction) -> Result<(), Failure> {
     }
     let total = count(change, direction)?;
     let shape = if direction == Direction::Forward { "new" } else { "old" };
-    let examples: Vec<String> = rows.iter().map(|row| format!("{} ({}: {})", row.key, row.sqlstate, row.message)).collect();
+    let examples: Vec<String> =
+        rows.iter().map(|row| format!("{} ({}: {})", row.key, row.sqlstate, row.message)).collect();
     Err(Failure::new(
         code::NOT_IN_STATE,
         format!("{total} row(s) of table {} do not fit the {shape} shape", change.name().plain()),

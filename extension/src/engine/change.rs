@@ -176,7 +176,10 @@ impl Change {
 
     /// "change 7 of table public.orders …": the failure for a call at the wrong time.
     pub fn not_now(&self, why: &str) -> Failure {
-        Failure::new(code::NOT_IN_STATE, format!("change {} of table {} cannot do that: {why}", self.id, self.name().plain()))
+        Failure::new(
+            code::NOT_IN_STATE,
+            format!("change {} of table {} cannot do that: {why}", self.id, self.name().plain()),
+        )
     }
 
     /// Moves to the next state, if that is a legal step, and leaves an event.

@@ -65,7 +65,13 @@ pub fn batch(change: &Change) -> Result<Copied, Failure> {
     spi::execute(
         "update migrator.chunk set block_from = $3, rows = rows + $4, batch_blocks = $5, \
          done_at = case when $3 >= block_until then pg_catalog.clock_timestamp() end where change = $1 and step = 'copy' and number = $2",
-        &[change.id.into(), chunk.number.into(), i64::try_from(until).unwrap_or(i64::MAX).into(), rows.into(), next.into()],
+        &[
+            change.id.into(),
+            chunk.number.into(),
+            i64::try_from(until).unwrap_or(i64::MAX).into(),
+            rows.into(),
+            next.into(),
+        ],
     )?;
     Ok(Copied::Rows(rows))
 }
@@ -145,7 +151,9 @@ pub fn copy_batch(mut change: Change) -> Result<Copied, Failure> {
             }
             Ok(copied)
         }
-        State::Created => Err(change.not_now("capture is not on").hint(format!("First: {}", change.call("start_sync")))),
+        State::Created => {
+            Err(change.not_now("capture is not on").hint(format!("First: {}", change.call("start_sync"))))
+        }
         State::Syncing => Ok(Copied::Busy),
         State::Indexing | State::CatchingUp | State::Verifying | State::Ready | State::Swapped => Ok(Copied::Done),
         State::Finished | State::Cancelled => Err(change.not_now(&format!("it is {}", change.state))),

@@ -32,8 +32,13 @@ pub fn changed(relation: u32, wait: Duration) -> Result<bool, Failure> {
         match last.state {
             State::Swapped | State::Finished => return Ok(true),
             State::Cancelled => {
-                return Err(Failure::new(code::NOT_IN_STATE, format!("change {} of table {name} was cancelled", last.id))
-                    .hint(format!("Begin it anew: select migrator.create_shadow('{name}', 'alter …', on_ready => 'swap');")));
+                return Err(Failure::new(
+                    code::NOT_IN_STATE,
+                    format!("change {} of table {name} was cancelled", last.id),
+                )
+                .hint(format!(
+                    "Begin it anew: select migrator.create_shadow('{name}', 'alter …', on_ready => 'swap');"
+                )));
             }
             State::Created
             | State::Syncing
@@ -52,9 +57,12 @@ pub fn changed(relation: u32, wait: Duration) -> Result<bool, Failure> {
                     last.next_step.unwrap_or_default()
                 ),
             };
-            return Err(Failure::new(code::NOT_IN_STATE, format!("change {} of table {name} is {}, not yet swapped", last.id, last.state))
-                .detail(format!("It waits for: {waits}. Nothing was changed by this call."))
-                .hint(hint));
+            return Err(Failure::new(
+                code::NOT_IN_STATE,
+                format!("change {} of table {name} is {}, not yet swapped", last.id, last.state),
+            )
+            .detail(format!("It waits for: {waits}. Nothing was changed by this call."))
+            .hint(hint));
         }
         // Seen by the swap, so that it does not wait for the snapshot of one who waits for it.
         lock::watch(last.id);

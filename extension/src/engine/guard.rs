@@ -10,9 +10,12 @@ pub fn fresh_snapshots(what: &str) -> Result<(), Failure> {
     // SAFETY: reads a backend-local variable; the macro IsolationUsesXactSnapshot() is the same comparison (xact.h).
     let isolation = unsafe { pg_sys::XactIsoLevel };
     if isolation >= i32::try_from(pg_sys::XACT_REPEATABLE_READ).expect("a small number") {
-        return Err(Failure::new(code::ACTIVE_TRANSACTION, format!("{what} needs a transaction of isolation level READ COMMITTED"))
-            .detail("A snapshot that is older than the key log would lose updates. Nothing was changed.")
-            .hint("Call it outside BEGIN, or after SET TRANSACTION ISOLATION LEVEL READ COMMITTED."));
+        return Err(Failure::new(
+            code::ACTIVE_TRANSACTION,
+            format!("{what} needs a transaction of isolation level READ COMMITTED"),
+        )
+        .detail("A snapshot that is older than the key log would lose updates. Nothing was changed.")
+        .hint("Call it outside BEGIN, or after SET TRANSACTION ISOLATION LEVEL READ COMMITTED."));
     }
     Ok(())
 }

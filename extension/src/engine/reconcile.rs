@@ -47,7 +47,8 @@ const BATCH_BLOCKS: u64 = 16;
 /// A take of more keys than this moves the fence that older snapshots must not cross (see `fence`).
 const LARGE: i64 = 1000;
 /// Nested loops over the key indexes: the planner does not know how few keys a batch has.
-const BY_INDEX: [(&str, &str); 3] = [("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("enable_seqscan", "off")];
+const BY_INDEX: [(&str, &str); 3] =
+    [("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("enable_seqscan", "off")];
 
 /// Takes one batch from the log, or everything after a TRUNCATE.
 pub fn batch(change: &Change) -> Result<Taken, Failure> {
@@ -114,7 +115,8 @@ fn everything(change: &Change, segments: &[Name]) -> Result<Taken, Failure> {
 fn run(change: &Change, take: Take<'_>, settings: &[(&str, &str)]) -> Result<Taken, Failure> {
     let direction = change.direction();
     let marker = log::marker(change.id, direction);
-    let statement = change.with_tables(|tables| Ok(sql::reconcile(&change.plan, tables, direction, change.put(), take, &marker)))?;
+    let statement = change
+        .with_tables(|tables| Ok(sql::reconcile(&change.plan, tables, direction, change.put(), take, &marker)))?;
     let deferrable = deferrable(change)?;
     attempt(|| {
         change.as_owner(settings, || {
@@ -250,7 +252,9 @@ fn oldest<'a>(change: &Change, segments: &'a [Name]) -> Result<Oldest<'a>, Failu
     let key = if change.direction() == Direction::Forward { &key.old } else { &key.new };
     for segment in segments {
         let first: Option<First> = spi::fetch_optional(
-            &format!("select (q.ctid::text::point)[0]::bigint as block, q.{key} is null as unknown from {segment} q limit 1"),
+            &format!(
+                "select (q.ctid::text::point)[0]::bigint as block, q.{key} is null as unknown from {segment} q limit 1"
+            ),
             &[],
         )?;
         match first {
@@ -270,9 +274,14 @@ pub fn backlog(change: &Change) -> Result<i64, Failure> {
     }
     let parts: Vec<String> =
         log::segments(change.id, change.direction()).iter().map(|segment| format!("select from {segment}")).collect();
-    let rows: Rows =
-        spi::fetch_one(&format!("select count(*) as n from (select from ({}) a limit 200000) b", parts.join(" union all ")), &[])?;
-    spi::execute("update migrator.change set backlog = $2 where id = $1 and backlog <> $2", &[change.id.into(), rows.n.into()])?;
+    let rows: Rows = spi::fetch_one(
+        &format!("select count(*) as n from (select from ({}) a limit 200000) b", parts.join(" union all ")),
+        &[],
+    )?;
+    spi::execute(
+        "update migrator.change set backlog = $2 where id = $1 and backlog <> $2",
+        &[change.id.into(), rows.n.into()],
+    )?;
     Ok(rows.n)
 }
 

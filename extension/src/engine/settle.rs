@@ -62,7 +62,11 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
     if change.state != State::Swapped {
         let failure = change.not_now(&format!("it is {}, not swapped", change.state));
         return Err(if change.state.is_open() {
-            failure.hint(format!("Swap it first: {} To give it up instead: {}", swap_call(&change), change.call("cancel")))
+            failure.hint(format!(
+                "Swap it first: {} To give it up instead: {}",
+                swap_call(&change),
+                change.call("cancel")
+            ))
         } else {
             failure
         });
@@ -145,7 +149,10 @@ fn drop_ours(change: &Change, table: &Relation, schema: &str) -> Result<(), Fail
             code::NOT_IN_STATE,
             format!("table {} is not where change {} put it, and was not dropped", table.name.plain(), change.id),
         )
-        .detail(format!("It should be {}.{}. It was moved or renamed, or this database was restored from a dump.", schema, change.table_name))
+        .detail(format!(
+            "It should be {}.{}. It was moved or renamed, or this database was restored from a dump.",
+            schema, change.table_name
+        ))
         .hint("If it is the table of this change, move it back with ALTER TABLE and call this again."));
     }
     spi::execute(&format!("drop table {}", table.name), &[]).map(|_| ())

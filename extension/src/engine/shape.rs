@@ -121,7 +121,14 @@ fn make(request: &Request, live: &Relation, id: i64) -> Result<Made, Failure> {
     table::names_are_free(live, &shadow)?;
     let builds = builds::take(&steps, &shadow, carrier)?;
     let settings = request.session.settings.clone();
-    let plan = Plan { new_columns, old_columns, key, settings, builds, unvalidated, structure: structure(live.oid)?,
+    let plan = Plan {
+        new_columns,
+        old_columns,
+        key,
+        settings,
+        builds,
+        unvalidated,
+        structure: structure(live.oid)?,
         definitions: definitions(live.oid)?,
     };
     dependants::preflight(live.oid, &plan)?;

@@ -49,8 +49,14 @@ fn refuse(xid: &str, what: &str, detail: &str) -> Result<(), Failure> {
     )?;
     match old {
         None => Ok(()),
-        Some(old) => Err(Failure::new(code::IN_USE, format!("{what}: {} has a snapshot that is {:.0} s old", old.what, old.seconds))
-            .detail(detail)
-            .hint(format!("Call it again when that transaction is over, or end it: select pg_terminate_backend({});", old.pid))),
+        Some(old) => Err(Failure::new(
+            code::IN_USE,
+            format!("{what}: {} has a snapshot that is {:.0} s old", old.what, old.seconds),
+        )
+        .detail(detail)
+        .hint(format!(
+            "Call it again when that transaction is over, or end it: select pg_terminate_backend({});",
+            old.pid
+        ))),
     }
 }

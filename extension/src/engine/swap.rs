@@ -205,9 +205,12 @@ fn drain(change: &Change) -> Result<(), Failure> {
             return Ok(());
         }
     }
-    Err(Failure::new(code::LOCK_NOT_AVAILABLE, format!("table {} is written faster than the key log is replayed", change.name().plain()))
-        .detail(format!("{} keys are waiting. Nothing was changed.", reconcile::backlog(change)?))
-        .hint("Call it again at a quieter moment."))
+    Err(Failure::new(
+        code::LOCK_NOT_AVAILABLE,
+        format!("table {} is written faster than the key log is replayed", change.name().plain()),
+    )
+    .detail(format!("{} keys are waiting. Nothing was changed.", reconcile::backlog(change)?))
+    .hint("Call it again at a quieter moment."))
 }
 
 /// What the exchange needs and nobody sees: the schema for the table that leaves, the log for the way back.
@@ -321,7 +324,10 @@ fn last_keys(change: &Change, way: Way, fingerprint: &str) -> Result<(), Failure
     sync::check_ground(change)?;
     let (front, _) = change.front_and_rear()?;
     if carry::fingerprint(front.oid)? != fingerprint {
-        return Err(Failure::new(code::LOCK_NOT_AVAILABLE, "what hangs on the table changed while the lock was waited for"));
+        return Err(Failure::new(
+            code::LOCK_NOT_AVAILABLE,
+            "what hangs on the table changed while the lock was waited for",
+        ));
     }
     if way == Way::Swap {
         sync::check_definitions(change)?;
@@ -351,8 +357,11 @@ fn one(change: &Change, way: Way, carryover: &Carryover) -> Result<(), Failure> 
     let swap_xid = current_xid()?;
     switch::switch_on(change.id, way.after(), &new_front, &key(&change, way.after()), Some(swap_xid))?;
     let capture = switch::fingerprint(change.id, &new_front)?;
-    let unvalidated: Vec<_> =
-        carryover.unvalidated.iter().map(|(table, constraint)| json!({"table": table, "constraint": constraint})).collect();
+    let unvalidated: Vec<_> = carryover
+        .unvalidated
+        .iter()
+        .map(|(table, constraint)| json!({"table": table, "constraint": constraint}))
+        .collect();
     // Who took it back decides when it is swapped again; an agent would do so within seconds.
     spi::execute(
         "update migrator.change set capture = $2, swap_xid = pg_catalog.pg_current_xact_id(), kept = $3, unvalidated = $4, backlog = 0, \
@@ -387,7 +396,10 @@ fn add_unvalidated(change: &Change, table: &Relation) -> Result<(), Failure> {
         if there.there {
             continue;
         }
-        spi::execute(&format!("alter table {} add constraint {} {}", table.name, constraint.name, constraint.definition), &[])?;
+        spi::execute(
+            &format!("alter table {} add constraint {} {}", table.name, constraint.name, constraint.definition),
+            &[],
+        )?;
         if let Some(comment) = &constraint.comment {
             let comment = literal(comment);
             spi::execute(&format!("comment on constraint {} on {} is {comment}", constraint.name, table.name), &[])?;

@@ -174,7 +174,10 @@ pub fn check_ground(change: &Change) -> Result<(), Failure> {
             format!("capture of table {} was switched off or replaced meanwhile", change.name().plain()),
         )
         .detail("Writes may have been missed, so what was copied cannot be trusted.")
-        .hint(format!("Begin the copy anew: {} Leave triggers named migrator_capture_* alone.", change.call("start_sync"))));
+        .hint(format!(
+            "Begin the copy anew: {} Leave triggers named migrator_capture_* alone.",
+            change.call("start_sync")
+        )));
     }
     if change.direction() == Direction::Forward && shape::structure(change.live)? != change.plan.structure {
         return Err(structure_changed(change));
@@ -189,7 +192,11 @@ pub fn check_definitions(change: &Change) -> Result<(), Failure> {
     }
     Err(Failure::new(
         code::NOT_IN_STATE,
-        format!("indexes, constraints or defaults of table {} were changed since change {} was created", change.name().plain(), change.id),
+        format!(
+            "indexes, constraints or defaults of table {} were changed since change {} was created",
+            change.name().plain(),
+            change.id
+        ),
     )
     .detail("The shadow was made with those of that time, and a swap would lose the others. Nothing was changed.")
     .hint(format!("Undo that and call this again, or begin anew: {}", change.call("cancel"))))

@@ -11,8 +11,8 @@ use crate::crash;
 use crate::engine::change::Change;
 use crate::engine::{bad_row, guard};
 use migrator_core::failure::Failure;
-use migrator_core::sqlstate;
 use migrator_core::sql::{self, Direction, KeyRange, Put, Walk};
+use migrator_core::sqlstate;
 use pgrx::JsonB;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -187,7 +187,8 @@ fn boundary(change: &Change, range: &KeyRange, rows: u64) -> Result<Option<Vec<S
         key: Vec<String>,
     }
     let query = change.with_tables(|tables| Ok(sql::boundary(&change.plan, tables, range, rows)))?;
-    let found: Option<Key> = change.as_owner(&[("enable_sort", "off"), ("enable_seqscan", "off")], || spi::fetch_optional(&query, &[]))?;
+    let found: Option<Key> =
+        change.as_owner(&[("enable_sort", "off"), ("enable_seqscan", "off")], || spi::fetch_optional(&query, &[]))?;
     Ok(found.map(|found| found.key))
 }
 

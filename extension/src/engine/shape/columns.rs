@@ -238,13 +238,13 @@ impl Work<'_> {
         let null = || "NULL".to_owned();
         let carried = key.iter().find(|key| key.old == column.name);
         if given.is_some() && (column.generated || carried.is_some()) {
-            let why =
-                if column.generated { "which is generated" } else { "which is part of the key and goes back as it came" };
-            return Err(Failure::new(
-                code::INVALID_PARAMETER,
-                format!("reverse names column {}, {why}", plain(name)),
-            )
-            .hint("Leave it out."));
+            let why = if column.generated {
+                "which is generated"
+            } else {
+                "which is part of the key and goes back as it came"
+            };
+            return Err(Failure::new(code::INVALID_PARAMETER, format!("reverse names column {}, {why}", plain(name)))
+                .hint("Leave it out."));
         }
         if column.generated {
             return Ok((None, null()));
