@@ -30,6 +30,8 @@ extension_sql_file!(
 extension_sql_file!("../../sql/views.sql", name = "views", requires = ["tables"]);
 extension_sql_file!("../../sql/comments.sql", name = "comments", finalize);
 
+/// What PostgreSQL calls when it loads the library.
+#[allow(missing_docs)] // the macro's own function has none
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     crash::define_setting();
@@ -45,7 +47,9 @@ mod image_hash_tests;
 /// What `cargo pgrx test` needs of the crate's root.
 #[cfg(test)]
 pub mod pg_test {
+    /// Nothing to set up.
     pub fn setup(_options: Vec<&str>) {}
+    /// No settings.
     #[must_use]
     pub fn postgresql_conf_options() -> Vec<&'static str> {
         vec![]

@@ -49,7 +49,7 @@ fn exchange(relation: Option<RegClass>, id: Option<i64>, way: Way, wants: Wants)
             let change = Change::select(oid(relation), id)?;
             change.check_rights(caller)?;
             let done = swap::exchange(vec![change], way, wants)?;
-            return Ok(done.iter().map(|change| row(change, !wants.dry_run, dry(wants))).collect());
+            return Ok(done.iter().map(|change| row(change, true, dry(wants))).collect());
         }
         let mut ready = vec![];
         let mut rows = vec![];
@@ -64,7 +64,7 @@ fn exchange(relation: Option<RegClass>, id: Option<i64>, way: Way, wants: Wants)
         }
         if !ready.is_empty() {
             let done = swap::exchange(ready, way, wants)?;
-            rows.extend(done.iter().map(|change| row(change, !wants.dry_run, dry(wants))));
+            rows.extend(done.iter().map(|change| row(change, true, dry(wants))));
         }
         rows.sort_by_key(|row| row.0);
         Ok(rows)

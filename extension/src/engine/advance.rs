@@ -272,6 +272,10 @@ fn ready(change: &Change) -> Result<Advanced, Failure> {
         if taken.taken > 0 {
             return step(change, "catch_up", taken.inserted);
         }
+        // After a rollback the old table's foreign keys are NOT VALID, as the new one's are after a swap.
+        if settle::validate_one(change)? {
+            return step(change, "validate", 0);
+        }
         retry_bad_rows(change)?;
         // Nothing was taken, so nothing waits: without this the last count would stand for ever.
         spi::execute("update migrator.change set backlog = 0 where id = $1 and backlog <> 0", &[change.id.into()])?;

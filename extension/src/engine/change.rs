@@ -27,7 +27,6 @@ pub struct Change {
     pub postponed: bool,
     pub blocked: Option<String>,
     pub blocked_hint: Option<String>,
-    pub sync_xid: Option<String>,
     pub capture: Option<String>,
     pub filenode: Option<u32>,
     pub rolled_back: i32,
@@ -40,7 +39,7 @@ pub struct Change {
 const SELECT: &str = "select c.id, c.table_schema, c.table_name, c.live::pg_catalog.int8 as live, c.shadow::pg_catalog.int8 as shadow, \
     c.on_ready, c.plan, c.state, c.paused_at is not null as paused, \
     coalesce(c.postponed_until > pg_catalog.clock_timestamp(), false) as postponed, c.blocked, c.blocked_hint, \
-    c.sync_xid::text, c.capture, c.filenode::pg_catalog.int8 as filenode, c.rolled_back, c.swap_xid::text, c.fence_xid::text, c.kept, c.verify_rounds \
+    c.capture, c.filenode::pg_catalog.int8 as filenode, c.rolled_back, c.swap_xid::text, c.fence_xid::text, c.kept, c.verify_rounds \
     from migrator.change c";
 
 impl Change {

@@ -30,6 +30,16 @@ fn unvalidated(change: &Change) -> Result<Vec<Unvalidated>, Failure> {
     Ok(row.unvalidated)
 }
 
+/// Refuses to end a change that would leave foreign keys NOT VALID for good.
+fn all_validated(change: &Change) -> Result<(), Failure> {
+    match unvalidated(change)?.first() {
+        None => Ok(()),
+        Some(open) => Err(change
+            .not_now(&format!("foreign key {} of {} is not validated yet", open.constraint, open.table))
+            .hint(format!("The agent does that by itself; by hand: {}", change.call("validate")))),
+    }
+}
+
 /// Validates one of the foreign keys that the swap added NOT VALID. False when none is left. VALIDATE takes
 /// SHARE UPDATE EXCLUSIVE on the referencing and ROW SHARE on the referenced table: neither stops a reader or a writer.
 pub fn validate_one(change: &Change) -> Result<bool, Failure> {
@@ -74,11 +84,7 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
     if change.paused {
         guard::may_go_on(&change)?;
     }
-    if let Some(open) = unvalidated(&change)?.first() {
-        return Err(change
-            .not_now(&format!("foreign key {} of {} is not validated yet", open.constraint, open.table))
-            .hint(format!("The agent does that by itself; by hand: {}", change.call("validate"))));
-    }
+    all_validated(&change)?;
     snapshot::refuse_before_swap(&change)?;
     if dry_run {
         return Ok(change.state);
@@ -121,6 +127,7 @@ pub fn cancel(change: Change, dry_run: bool) -> Result<State, Failure> {
         )));
     }
     change.check_open()?;
+    all_validated(&change)?;
     if dry_run {
         return Ok(change.state);
     }

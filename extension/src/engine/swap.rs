@@ -39,7 +39,7 @@ impl Way {
             Way::Rollback => "rollback",
         }
     }
-    fn from_state(self) -> State {
+    fn begins_in(self) -> State {
         match self {
             Way::Swap => State::Ready,
             Way::Rollback => State::Swapped,
@@ -159,8 +159,8 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
 /// Refuses, before anything is changed, what cannot be exchanged now.
 fn check(change: &Change, way: Way) -> Result<(), Failure> {
     guard::may_go_on(change)?;
-    if change.state != way.from_state() {
-        let failure = change.not_now(&format!("it is {}, not {}", change.state, way.from_state()));
+    if change.state != way.begins_in() {
+        let failure = change.not_now(&format!("it is {}, not {}", change.state, way.begins_in()));
         return Err(match (way, change.state) {
             (Way::Swap, State::Swapped) => failure.hint(format!("It is swapped already. To take it back: {}", change.call("rollback"))),
             (Way::Swap, _) => failure.hint(format!(
