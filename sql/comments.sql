@@ -174,7 +174,7 @@ Takes ACCESS EXCLUSIVE on the table in attempts of at most 50 ms. Holds while a 
 - relation, change: the table, or the change's id; exactly one of them.
 - dry_run: only check whether anything stands in the way, and return the present state.
 
-Errors: 55000 not swapped, paused, or a foreign key is not validated yet (see validate); 55006 an old snapshot, its session named; 55P03 no lock within the attempts; 25001 inside a transaction block; 2BP01 something depends on the backup: it is named, and not dropped.$$;
+Errors: 55000 not swapped, or paused; 23503 a foreign key is broken by rows; 55006 an old snapshot, its session named; 55P03 no lock within the attempts; 25001 inside a transaction block; 2BP01 something depends on the backup: it is named, and not dropped.$$;
 
 comment on function migrator.cancel(regclass, bigint, boolean) is
 $$Gives a change up before its swap: capture off, the shadow and all that belonged to the change dropped. The live table stays as it is. Returns the new state, `cancelled`.

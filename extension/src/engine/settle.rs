@@ -30,16 +30,6 @@ fn unvalidated(change: &Change) -> Result<Vec<Unvalidated>, Failure> {
     Ok(row.unvalidated)
 }
 
-/// Refuses to end a change that would leave foreign keys NOT VALID for good.
-fn all_validated(change: &Change) -> Result<(), Failure> {
-    match unvalidated(change)?.first() {
-        None => Ok(()),
-        Some(open) => Err(change
-            .not_now(&format!("foreign key {} of {} is not validated yet", open.constraint, open.table))
-            .hint(format!("The agent does that by itself; by hand: {}", change.call("validate")))),
-    }
-}
-
 /// Validates one of the foreign keys that the swap added NOT VALID. False when none is left. VALIDATE takes
 /// SHARE UPDATE EXCLUSIVE on the referencing and ROW SHARE on the referenced table: neither stops a reader or a writer.
 pub fn validate_one(change: &Change) -> Result<bool, Failure> {
@@ -84,11 +74,12 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
     if change.paused {
         guard::may_go_on(&change)?;
     }
-    all_validated(&change)?;
     snapshot::refuse_before_swap(&change)?;
     if dry_run {
         return Ok(change.state);
     }
+    // A change does not end with foreign keys that nobody would ever validate.
+    while validate_one(&change)? {}
     let backup = Relation::find(change.live)?;
     let front = Relation::get(change.shadow)?;
     lock::series(
@@ -127,10 +118,11 @@ pub fn cancel(change: Change, dry_run: bool) -> Result<State, Failure> {
         )));
     }
     change.check_open()?;
-    all_validated(&change)?;
     if dry_run {
         return Ok(change.state);
     }
+    // After a rollback those of the old table are NOT VALID.
+    while validate_one(&change)? {}
     if let (Some(_), Some(live)) = (&change.capture, Relation::find(change.live)?) {
         lock::series(
             &format!("cancel of change {} of table {} was not done", change.id, change.name().plain()),
