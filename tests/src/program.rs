@@ -76,3 +76,43 @@ pub fn python() -> Option<PathBuf> {
     };
     works(&python).then_some(python)
 }
+
+/// A project of the migration tool Alembic for a database, with each migration in a transaction of its own.
+pub struct AlembicProject {
+    folder: tempfile::TempDir,
+    python: PathBuf,
+}
+
+impl AlembicProject {
+    /// An empty project.
+    pub fn new(python: &Path, database: &Database) -> Result<AlembicProject> {
+        let folder = tempfile::tempdir()?;
+        let scripts = folder.path().join("scripts");
+        std::fs::create_dir_all(scripts.join("versions"))?;
+        let socket = database.cluster().socket_folder().display();
+        let url =
+            format!("postgresql+psycopg://postgres@/{}?host={socket}&port={}", database.name, database.cluster().port);
+        std::fs::write(folder.path().join("alembic.ini"), "[alembic]\nscript_location = scripts\n")?;
+        std::fs::write(
+            scripts.join("env.py"),
+            format!(
+                "from alembic import context\nfrom sqlalchemy import create_engine\n\n\
+                 engine = create_engine({url:?})\nwith engine.connect() as connection:\n    \
+                 context.configure(connection=connection, transaction_per_migration=True)\n    \
+                 with context.begin_transaction():\n        context.run_migrations()\n"
+            ),
+        )?;
+        Ok(AlembicProject { folder, python: python.to_owned() })
+    }
+
+    /// Adds a migration.
+    pub fn migration(&self, name: &str, text: &str) -> Result<()> {
+        Ok(std::fs::write(self.folder.path().join(format!("scripts/versions/{name}.py")), text)?)
+    }
+
+    /// Runs the tool.
+    pub async fn run(&self, arguments: &[&str]) -> Result<Outcome> {
+        let mut command = Command::new(&self.python);
+        run(command.args(["-m", "alembic"]).args(arguments).current_dir(self.folder.path())).await
+    }
+}

@@ -1,0 +1,125 @@
+//! Applications behind PgBouncer, pooling sessions or transactions: a swap and its rollback pass them by.
+
+use migrator_tests::cluster::as_server_user;
+use migrator_tests::left_behind::nothing_left_behind;
+use migrator_tests::program::find;
+use migrator_tests::*;
+use std::net::TcpListener;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+for_each_server!(clients_of_a_session_pool, clients_of_a_transaction_pool);
+
+async fn clients_of_a_session_pool(server: Server) -> Result<()> {
+    clients(server, "session").await
+}
+
+async fn clients_of_a_transaction_pool(server: Server) -> Result<()> {
+    clients(server, "transaction").await
+}
+
+struct Bouncer {
+    child: tokio::process::Child,
+    port: u16,
+}
+
+async fn bouncer(database: &Database, mode: &str) -> Result<Option<Bouncer>> {
+    let Some(program) = find("pgbouncer") else {
+        story::skipped(&format!("pgbouncer {mode} on {}", database.major()), "pgbouncer is not installed");
+        return Ok(None);
+    };
+    let folder = database.cluster().folder(&format!("pgbouncer-{}", database.name))?;
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let conf = folder.join("pgbouncer.ini");
+    std::fs::write(
+        &conf,
+        format!(
+            "[databases]\n* = host={} port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             unix_socket_dir =\nauth_type = any\npool_mode = {mode}\ndefault_pool_size = 5\nmax_client_conn = 50\n\
+             logfile = {folder}/log\npidfile = {folder}/pid\nignore_startup_parameters = extra_float_digits\n",
+            database.cluster().socket_folder().display(),
+            database.cluster().port,
+            folder = folder.display()
+        ),
+    )?;
+    let mut command = tokio::process::Command::from(as_server_user(&program));
+    let child = command
+        .arg(&conf)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    let bouncer = Bouncer { child, port };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while let Err(error) = connect(&bouncer, database).await {
+        ensure!(Instant::now() < deadline, "pgbouncer does not answer: {error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(Some(bouncer))
+}
+
+async fn connect(bouncer: &Bouncer, database: &Database) -> Result<Session, SqlError> {
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(bouncer.port).user("postgres").password("any").dbname(&database.name);
+    Session::open_with(config).await
+}
+
+async fn clients(server: Server, mode: &'static str) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run("create table counted (id int primary key, n int not null); insert into counted select g, 0 from generate_series(1, 1000) g").await?;
+    let Some(mut bouncer) = bouncer(&database, mode).await? else { return Ok(()) };
+
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut clients = Vec::new();
+    for number in 0..4_i32 {
+        let client = connect(&bouncer, &database).await?;
+        let (stop, done) = (stop.clone(), done.clone());
+        clients.push(tokio::spawn(async move {
+            let prepared = match mode {
+                "session" => Some(client.client().prepare("update counted set n = n + 1 where id = $1::int").await?),
+                _ => None,
+            };
+            while !stop.load(Ordering::Relaxed) {
+                let touched = match &prepared {
+                    Some(prepared) => client.client().execute(prepared, &[&(number + 1)]).await?,
+                    None => client
+                        .run(&format!("begin; update counted set n = n + 1 where id = {}; commit", number + 1))
+                        .await
+                        .map(|_| 1)?,
+                };
+                ensure!(touched == 1, "a client's UPDATE missed its row");
+                done.fetch_add(1, Ordering::Relaxed);
+                client.rows("select n from counted where id = 1").await?;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            Ok(())
+        }));
+    }
+    let change = Change::create(&database, "public.counted", "alter column id type bigint, add column w int").await?;
+    let driver = change.keep_going(1);
+    change.wait_for("ready").await?;
+    for _ in 0..2 {
+        change.swap().await?;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        change.rollback().await?;
+        change.wait_for("ready").await?;
+    }
+    change.swap().await?;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await??;
+    }
+    driver.stop().await?;
+    change.finish().await?;
+    let sum = session.number("select sum(n) from counted").await?;
+    ensure!(sum as u64 == done.load(Ordering::Relaxed), "{sum} updates are there of {}", done.load(Ordering::Relaxed));
+    ensure!(sum > 20, "the clients hardly did anything");
+    bouncer.child.start_kill()?;
+    bouncer.child.wait().await?;
+    nothing_left_behind(&database).await
+}
