@@ -4,6 +4,7 @@ use crate::servers::target;
 use crate::{Database, Result};
 use anyhow::{Context, ensure};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use tokio::process::Command;
 
 /// What a program that has ended left behind.
@@ -21,6 +22,18 @@ impl Outcome {
     pub fn fine(self) -> Result<String> {
         ensure!(self.code == 0, "exit code {}\nstdout: {}\nstderr: {}", self.code, self.stdout, self.stderr);
         Ok(self.stdout)
+    }
+}
+
+/// Ends a program of ours: says why it failed, if it did, in words alone.
+pub fn end(outcome: Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let chain: Vec<String> = error.chain().map(ToString::to_string).collect();
+            eprintln!("error: {}", chain.join("\n  because: "));
+            ExitCode::FAILURE
+        }
     }
 }
 

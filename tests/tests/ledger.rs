@@ -92,28 +92,15 @@ const TYPE_OF_KEY: &str = "select format_type(atttypid, null) from pg_attribute 
 /// While the clients rest: the table that is not in use is caught up, and holds the same.
 async fn in_step(change: &Change, session: &Session, front: &str, rear: &str) -> Result<()> {
     change.until_in_step().await?;
-    let r = same_rows(session, &format!("select {COMMON} from {front}"), &format!("select {COMMON} from {rear}")).await;
-    if r.is_err() {
-        eprintln!("DEBUG {} {}", change.told().await?, session.value(&format!("select count(*) from {front} f full join {rear} r using (id) where f::text is null or r::text is null or f.touched<>r.touched")).await?);
-        eprintln!(
-            "DEBUG {:?}",
-            session.rows("select at, kind, message, detail from migrator.event order by id").await?
-        );
-        eprintln!(
-            "BAD {:?}",
-            session.rows("select seen_at, key, sqlstate, message from migrator.bad_rows order by seen_at").await?
-        );
-        for _ in 0..3 {
-            eprintln!("DEBUG {:?}", change.advance(session).await);
-        }
-        eprintln!(
-            "DEBUG {:?}",
-            same_rows(session, &format!("select {COMMON} from {front}"), &format!("select {COMMON} from {rear}"))
-                .await
-                .is_ok()
-        );
+    let same =
+        same_rows(session, &format!("select {COMMON} from {front}"), &format!("select {COMMON} from {rear}")).await;
+    if same.is_err() {
+        // Whether the change knows of it is the first thing to ask.
+        println!("status: {}", change.told().await?);
+        println!("bad rows: {:?}", session.rows("select row_to_json(b)::text from migrator.bad_rows b").await?);
+        println!("events: {:?}", session.rows("select kind, message from migrator.events order by id").await?);
     }
-    r
+    same
 }
 
 async fn all_shouted(session: &Session, shadow: &str) -> Result<()> {

@@ -10,6 +10,7 @@ use migrator_tests::servers::target;
 use migrator_tests::traffic::Traffic;
 use migrator_tests::*;
 use serde_json::json;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// The same for everybody who is measured: nothing is left to checkpoints and autovacuum.
@@ -56,7 +57,11 @@ impl Line {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    program::end(bench())
+}
+
+fn bench() -> Result<()> {
     let wishes = wishes()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (version, lines) = runtime.block_on(measure(&wishes))?;
@@ -144,7 +149,7 @@ async fn measure(wishes: &Wishes) -> Result<(String, Vec<Line>)> {
     eprintln!("filling a table of {} rows", wishes.rows);
     session
         .run(&format!(
-            "create unlogged table base as select g::int as id, (g * 7919 % 1000003)::int as a, md5(g::text) as b,
+            "create unlogged table base as select g::int as id, (g::bigint * 7919 % 1000003)::int as a, md5(g::text) as b,
                  timestamptz '2020-01-01' + g * interval '1 second' as c, (g % 10000) / 100.0 as d, repeat('x', (g % 60)::int) as e
              from generate_series(1, {}) g",
             wishes.rows

@@ -9,6 +9,7 @@ use migrator_tests::session::literal;
 use migrator_tests::traffic::Traffic;
 use migrator_tests::witness::Witness;
 use migrator_tests::*;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 const TABLE: &str = "public.pgbench_accounts";
@@ -23,7 +24,11 @@ with h as (insert into pgbench_history (tid, bid, aid, delta, mtime) values (1, 
 update pgbench_accounts set abalance = abalance + :delta where aid = :aid;
 ";
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    program::end(show())
+}
+
+fn show() -> Result<()> {
     let begun = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let figures = runtime.block_on(play(begun))?;
