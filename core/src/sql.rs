@@ -313,7 +313,8 @@ fn range(from: u64, until: u64) -> String {
 
 /// One reconcile: takes dirty keys from the log, deletes their rows from the rear table and puts them there
 /// anew as the front table has them now, and takes the log rows away. Returns one jsonb with `taken` (log
-/// rows), `keys` (distinct), `deleted`, `inserted` and `truncated`.
+/// rows), `keys` (distinct), `deleted`, `inserted` and `truncated`; with `aside` also `mended`, which of the keys in `$1`
+/// (a jsonb array of `bad_row.key`) were among them.
 ///
 /// Where `marker` has a row that the statement sees, the table was truncated, and only `Take::Everything` is right:
 /// the others then do nothing and say so. To look before the statement would not do: the TRUNCATE may commit between.
@@ -327,6 +328,7 @@ pub fn reconcile(
     put: Put,
     take: Take<'_>,
     marker: &Name,
+    aside: bool,
 ) -> String {
     let sides = sides(plan, tables, direction);
     let names = list(&sides.columns, |side| side.front.to_string());
@@ -360,6 +362,14 @@ pub fn reconcile(
                 segments.iter().chain([marker]).map(|segment| (segment, "true".to_owned())).collect(),
             )
         }
+    };
+    let key = key_json(plan, direction, 'd');
+    let mended = if aside {
+        format!(
+            ", 'mended', (select coalesce(jsonb_agg({key}), '[]') from d where $1::jsonb @> jsonb_build_array({key}))"
+        )
+    } else {
+        String::new()
     };
     let unless_truncated = match take {
         Take::Everything { .. } => "",
@@ -397,7 +407,7 @@ pub fn reconcile(
          ins as (insert into {rear} ({columns}) overriding system value select {values} {rows} (select count(*) from del) >= 0 returning 1), \
          {gone_ctes} \
          select jsonb_build_object('taken', {taken}, 'keys', (select count(*) from d), \
-         'deleted', (select count(*) from del), 'inserted', (select count(*) from ins), 'truncated', (select truncated from halt))",
+         'deleted', (select count(*) from del), 'inserted', (select count(*) from ins), 'truncated', (select truncated from halt){mended})",
         rear = sides.rear,
         rear_alias = sides.rear_alias,
         rear_is_dirty = sides.rear_is_dirty(),

@@ -108,7 +108,7 @@ fn a_reconcile_names_its_operators_and_waits_for_its_delete() {
     let segments = segments();
     let tables = Tables { old: &old, new: &new };
     let take = Take::Blocks { segment: &segments[0], from: 3, until: 19 };
-    let text = reconcile(&plan(), tables, Direction::Forward, Put::Plain, take, &marker());
+    let text = reconcile(&plan(), tables, Direction::Forward, Put::Plain, take, &marker(), false);
     assert_eq!(
         text.matches("not (select truncated from halt)").count(),
         2,
@@ -121,7 +121,8 @@ fn a_reconcile_names_its_operators_and_waits_for_its_delete() {
         2,
         "the same rows are read and taken: {text}"
     );
-    let text = reconcile(&plan(), tables, Direction::Forward, Put::Plain, Take::All { segments: &segments }, &marker());
+    let text =
+        reconcile(&plan(), tables, Direction::Forward, Put::Plain, Take::All { segments: &segments }, &marker(), false);
     assert_eq!(text.matches("delete from \"migrator\".\"log_1_f_").count(), 3, "{text}");
 }
 
@@ -136,6 +137,7 @@ fn the_way_back_keeps_what_only_the_old_shape_has() {
         Put::Merged,
         Take::All { segments: &segments },
         &marker(),
+        false,
     );
     assert!(text.contains("case when l.\"id\" is not null then l.\"gone\" else 'none'::text end"), "{text}");
     assert!(text.contains("left join \"public\".\"Order Items; --\" l"), "{text}");

@@ -15,11 +15,12 @@ use migrator_core::failure::Failure;
 use migrator_core::ident::Name;
 use migrator_core::sql::{self, Direction, Put, Take};
 use migrator_core::sqlstate;
+use pgrx::JsonB;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// What a reconcile did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Taken {
     /// Log rows taken away.
     pub taken: i64,
@@ -113,22 +114,39 @@ fn everything(change: &Change, segments: &[Name]) -> Result<Taken, Failure> {
 }
 
 fn run(change: &Change, take: Take<'_>, settings: &[(&str, &str)]) -> Result<Taken, Failure> {
+    #[derive(Deserialize)]
+    struct Row {
+        taken: i64,
+        keys: i64,
+        deleted: i64,
+        inserted: i64,
+        truncated: bool,
+        #[serde(default)]
+        mended: Vec<Value>,
+    }
     let direction = change.direction();
     let marker = log::marker(change.id, direction);
+    let aside = bad_row::keys(change, direction)?;
+    let some = aside.as_array().is_some_and(|keys| !keys.is_empty());
     let statement = change
-        .with_tables(|tables| Ok(sql::reconcile(&change.plan, tables, direction, change.put(), take, &marker)))?;
+        .with_tables(|tables| Ok(sql::reconcile(&change.plan, tables, direction, change.put(), take, &marker, some)))?;
     let deferrable = deferrable(change)?;
-    attempt(|| {
+    let row: Row = attempt(|| {
         change.as_owner(settings, || {
             // A deferred unique constraint would otherwise fail at COMMIT, where nobody can widen the batch.
             if let Some(names) = &deferrable {
                 spi::execute(&format!("set constraints {names} immediate"), &[])?;
             }
-            let taken = spi::fetch_one(&statement, &[]);
+            let row = spi::fetch_one(&statement, &[JsonB(aside).into()]);
             crash::point("reconcile");
-            taken
+            row
         })
-    })
+    })?;
+    for key in &row.mended {
+        bad_row::forget(change, direction, key)?;
+    }
+    let Row { taken, keys, deleted, inserted, truncated, .. } = row;
+    Ok(Taken { taken, keys, deleted, inserted, truncated })
 }
 
 fn deferrable(change: &Change) -> Result<Option<String>, Failure> {
