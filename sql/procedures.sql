@@ -9,7 +9,7 @@ begin
     loop
         select * into strict step from migrator.advance(id);
         commit;
-        exit when step.done operator(pg_catalog.=) true or step.state operator(pg_catalog.=) any (array['ready', 'swapped', 'finished', 'cancelled']::pg_catalog.text[]);
+        exit when step.done operator(pg_catalog.=) true or step.state operator(pg_catalog.=) any (array['finished', 'cancelled']::pg_catalog.text[]);
         if step.reason operator(pg_catalog.=) 'paused' then
             raise exception using errcode = '55000', message = pg_catalog.format('change %s is paused', id),
                 hint = pg_catalog.format('Let it go on: select migrator.resume(change => %s);', id);

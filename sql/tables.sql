@@ -33,6 +33,8 @@ create table migrator.change (
     rolled_back  integer not null default 0,        -- how often the new shape has been live and was taken back
     swapped_at   timestamptz,
     swap_xid     xid8,
+    front_definitions text,                         -- columns and definitions of the new table as the swap made it
+    fence_at     timestamptz,                       -- when fence_xid did its work
     fence_xid    xid8,                              -- snapshots older than this miss rows of the table that is not live
     kept         jsonb,                             -- what the swap took from the old table and a rollback gives back
     unvalidated  jsonb not null default '[]',       -- foreign keys added NOT VALID by the last swap

@@ -26,7 +26,7 @@ with figures as (
            case f.state
                when 'copying' then (f.blocks_total - f.copy_left)::pg_catalog.float8 / nullif(f.blocks_total, 0)
                when 'indexing' then f.built::pg_catalog.float8 / nullif(f.builds, 0)
-               when 'verifying' then least(1, f.verified::pg_catalog.float8 / nullif(f.estimate, 0))
+               when 'verifying' then case when f.estimate > 0 then least(1, f.verified::pg_catalog.float8 / f.estimate) end
            end as part
       from figures f
 )
@@ -78,7 +78,9 @@ select p.id as change,
        p.live,
        p.shadow
   from parts p
- where coalesce((select pg_catalog.pg_has_role(t.relowner, 'usage') from pg_catalog.pg_class t where t.oid in (p.live, p.shadow) limit 1), false)
+ where coalesce((select pg_catalog.pg_has_role(t.relowner, 'usage') from pg_catalog.pg_class t
+                  where t.oid in (p.live, p.shadow)
+                  order by (t.oid = p.shadow) = (p.state in ('swapped', 'finished')) desc limit 1), false)
     or p.requested_by = current_user
     or pg_catalog.pg_has_role('pg_monitor', 'usage');
 

@@ -76,6 +76,7 @@ fn doctor() -> TableIterator<
     'static,
     (name!(severity, String), name!(subject, String), name!(problem, String), name!(remedy, String)),
 > {
-    let found = role::as_extension(doctor::examine).or_raise();
+    let caller = role::caller();
+    let found = role::as_extension(|| doctor::examine(caller)).or_raise();
     TableIterator::new(found.into_iter().map(|f| (f.severity, f.subject, f.problem, f.remedy)))
 }

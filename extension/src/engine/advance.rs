@@ -222,8 +222,8 @@ fn verifying(change: &Change) -> Result<Advanced, Failure> {
         if now.state == State::Verifying {
             sync::check_ground(&now)?;
             let taken = reconcile::batch(&now)?;
-            reconcile::rotate(&now)?;
-            if taken.taken > 0 {
+            // After a rotation nothing else: its lock on a segment lasts as long as the transaction.
+            if reconcile::rotate(&now)? || taken.taken > 0 {
                 return step(&now, "catch_up", taken.inserted);
             }
         }
@@ -260,27 +260,36 @@ fn verifying(change: &Change) -> Result<Advanced, Failure> {
 }
 
 fn ready(change: &Change) -> Result<Advanced, Failure> {
-    let fits = bad_row::count(change, change.direction())? == 0;
-    if change.on_ready == "swap" && fits && !change.postponed && !guard::in_transaction_block() {
-        // Of several workers one swaps; the others must not find it swapped and take that for a fault.
-        return alone(change, |change| swap_now(change));
-    }
+    // Of several workers one swaps; the others must not find it swapped and take that for a fault.
     alone(change, |change| {
-        sync::check_ground(change)?;
-        let taken = reconcile::batch(change)?;
-        reconcile::rotate(change)?;
-        if taken.taken > 0 {
-            return step(change, "catch_up", taken.inserted);
-        }
-        // After a rollback the old table's foreign keys are NOT VALID, as the new one's are after a swap.
-        if settle::validate_one(change)? {
-            return step(change, "validate", 0);
-        }
+        let fits = bad_row::count(change, change.direction())? == 0;
+        let swaps = change.on_ready == "swap" && fits && !change.postponed && !guard::in_transaction_block();
+        // Caught up first, and in a transaction of its own while there is much: a swap that has to wait must not let the log grow.
+        let done = keep_in_step(change, !swaps)?;
+        if swaps && done.done { swap_now(change) } else { Ok(done) }
+    })
+}
+
+/// Replays a batch; where nothing is left to replay, what else a change in step has to do. `done` when little or nothing was left.
+fn keep_in_step(change: &mut Change, rotate: bool) -> Result<Advanced, Failure> {
+    sync::check_ground(change)?;
+    let taken = reconcile::batch(change)?;
+    let mut done = if taken.taken > 0 {
+        let few = taken.taken <= NEARLY;
+        Advanced { done: few, wait_ms: if few { TURN_MS } else { 0 }, ..step(change, "catch_up", taken.inserted)? }
+    } else if settle::validate_one(change)? {
+        return step(change, "validate", 0);
+    } else {
         retry_bad_rows(change)?;
         // Nothing was taken, so nothing waits: without this the last count would stand for ever.
         spi::execute("update migrator.change set backlog = 0 where id = $1 and backlog <> 0", &[change.id.into()])?;
-        Ok(Advanced { done: true, wait_ms: IDLE_MS, ..step(change, "idle", 0)? })
-    })
+        Advanced { done: true, wait_ms: IDLE_MS, ..step(change, "idle", 0)? }
+    };
+    // Last of all: its lock on a segment lasts as long as the transaction.
+    if rotate && reconcile::rotate(change)? {
+        done.wait_ms = done.wait_ms.min(TURN_MS);
+    }
+    Ok(done)
 }
 
 fn swap_now(change: &Change) -> Result<Advanced, Failure> {
@@ -290,34 +299,17 @@ fn swap_now(change: &Change) -> Result<Advanced, Failure> {
             let now = change.again()?;
             step(&now, "swap", 0)
         }
-        Err(failure) if matches!(failure.code.as_ref(), code::LOCK_NOT_AVAILABLE | code::IN_USE) => {
+        // A row that came last does not fit, or something was hung on the table that a swap cannot carry over: that is for
+        // somebody to mend, and no reason to stop keeping in step. `status` says what it is.
+        Err(failure) => {
             load::note(change, Some(&failure.message))?;
             wait(change, HOLD_MS, failure.message)
         }
-        // A row that came last does not fit: that is for its writer to mend, and no reason to stop keeping in step.
-        Err(failure) if failure.code == code::NOT_IN_STATE && bad_row::count(change, change.direction())? > 0 => {
-            wait(change, TURN_MS, failure.message)
-        }
-        Err(failure) => Err(failure),
     }
 }
 
 fn swapped(change: &Change) -> Result<Advanced, Failure> {
-    alone(change, |change| {
-        sync::check_ground(change)?;
-        let taken = reconcile::batch(change)?;
-        reconcile::rotate(change)?;
-        if taken.taken > 0 {
-            return step(change, "catch_up", taken.inserted);
-        }
-        if settle::validate_one(change)? {
-            return step(change, "validate", 0);
-        }
-        retry_bad_rows(change)?;
-        // Nothing was taken, so nothing waits: without this the last count would stand for ever.
-        spi::execute("update migrator.change set backlog = 0 where id = $1 and backlog <> 0", &[change.id.into()])?;
-        Ok(Advanced { done: true, wait_ms: IDLE_MS, ..step(change, "idle", 0)? })
-    })
+    alone(change, |change| keep_in_step(change, true))
 }
 
 /// Every half minute: what was in a row's way may be gone without the row itself having been written.

@@ -32,6 +32,7 @@ pub struct Change {
     pub rolled_back: i32,
     pub swap_xid: Option<String>,
     pub fence_xid: Option<String>,
+    pub front_definitions: Option<String>,
     pub kept: Option<Value>,
     pub verify_rounds: i32,
 }
@@ -39,7 +40,7 @@ pub struct Change {
 const SELECT: &str = "select c.id, c.table_schema, c.table_name, c.live::pg_catalog.int8 as live, c.shadow::pg_catalog.int8 as shadow, \
     c.on_ready, c.plan, c.state, c.paused_at is not null as paused, \
     coalesce(c.postponed_until > pg_catalog.clock_timestamp(), false) as postponed, c.blocked, c.blocked_hint, \
-    c.capture, c.filenode::pg_catalog.int8 as filenode, c.rolled_back, c.swap_xid::text, c.fence_xid::text, c.kept, c.verify_rounds \
+    c.capture, c.filenode::pg_catalog.int8 as filenode, c.rolled_back, c.swap_xid::text, c.fence_xid::text, c.front_definitions, c.kept, c.verify_rounds \
     from migrator.change c";
 
 impl Change {
@@ -153,9 +154,12 @@ impl Change {
         struct Answer {
             may: bool,
         }
+        // The table that the application uses counts; the other one only where that is gone.
+        let swapped = matches!(self.state, State::Swapped | State::Finished);
+        let (front, rear) = if swapped { (self.shadow, self.live) } else { (self.live, self.shadow) };
         let answer: Option<Answer> = spi::fetch_optional(
-            "select pg_catalog.pg_has_role($1, c.relowner, 'usage') as may from pg_catalog.pg_class c where c.oid = any ($2) limit 1",
-            &[caller.into(), vec![pg_sys::Oid::from(self.live), pg_sys::Oid::from(self.shadow)].into()],
+            "select pg_catalog.pg_has_role($1, c.relowner, 'usage') as may from pg_catalog.pg_class c where c.oid in ($2, $3) order by c.oid <> $2 limit 1",
+            &[caller.into(), pg_sys::Oid::from(front).into(), pg_sys::Oid::from(rear).into()],
         )?;
         // Both tables gone: only a superuser may clear up.
         Ok(match answer {

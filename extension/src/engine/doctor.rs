@@ -17,41 +17,42 @@ pub struct Finding {
     pub remedy: String,
 }
 
-/// All findings, worst first.
-pub fn examine() -> Result<Vec<Finding>, Failure> {
+/// All findings, worst first. Of changes, those that the caller may see.
+pub fn examine(caller: pgrx::pg_sys::Oid) -> Result<Vec<Finding>, Failure> {
     let sql = format!(
-        "select * from ( \
+        "select * from (with seen as materialized (select h.* from migrator.status h join pg_catalog.pg_class t on t.oid = case when h.phase = 'swapped' then h.shadow else h.live end \
+           where pg_catalog.pg_has_role($1, t.relowner, 'usage') or pg_catalog.pg_has_role($1, 'pg_monitor', 'usage')) \
          select 'error' as severity, pg_catalog.format('change %s of %s', h.change, h.relation) as subject, \
-                coalesce(h.waits_for, 'blocked') as problem, h.next_step as remedy from migrator.status h where h.state = 'blocked' \
+                coalesce(h.waits_for, 'blocked') as problem, h.next_step as remedy from seen h where h.state = 'blocked' \
          union all select 'warning', pg_catalog.format('change %s of %s', h.change, h.relation), \
                 pg_catalog.format('%s row(s) do not fit the other shape and stand in the way of swap or rollback', h.bad_rows), \
-                'select * from migrator.bad_rows;' from migrator.status h where h.bad_rows > 0 \
+                'select * from migrator.bad_rows;' from seen h where h.bad_rows > 0 \
          union all select 'warning', pg_catalog.format('change %s of %s', h.change, h.relation), \
                 pg_catalog.format('nothing has happened for %s in state %s', pg_catalog.date_trunc('minute', pg_catalog.clock_timestamp() - e.at), h.phase), \
                 'Start the agent (migrator agent), or drive it yourself: ' || h.next_step \
-           from migrator.status h, lateral (select max(x.at) as at from migrator.event x where x.change = h.change) e \
+           from seen h, lateral (select max(x.at) as at from migrator.event x where x.change = h.change) e \
           where h.phase in ('created', 'syncing', 'copying', 'indexing', 'catching_up', 'verifying') and h.state not in ('paused', 'blocked') \
             and e.at < pg_catalog.clock_timestamp() - interval '1 hour' \
          union all select 'error', pg_catalog.format('schema %I', n.nspname), 'a change that is over, or was never recorded here, left it behind', \
                 pg_catalog.format('Look into it, then: drop schema %I cascade;', n.nspname) \
-           from pg_catalog.pg_namespace n where n.nspname ~ '^migrator_(shadow|backup)_[0-9]+' \
+           from pg_catalog.pg_namespace n where n.nspname ~ '^migrator_(shadow|backup)_[0-9]{{1,18}}$' \
             and not exists (select from migrator.change c where c.state not in ('finished', 'cancelled') and c.id = pg_catalog.substring(n.nspname, '[0-9]+')::pg_catalog.int8) \
          union all select 'error', pg_catalog.format('trigger %I on %s', t.tgname, t.tgrelid::pg_catalog.regclass), 'it captures writes for a change that is over', \
                 pg_catalog.format('drop trigger %I on %s;', t.tgname, t.tgrelid::pg_catalog.regclass) \
-           from pg_catalog.pg_trigger t where t.tgname ~ '^migrator_capture_[0-9]+_' and not t.tgisinternal \
+           from pg_catalog.pg_trigger t where t.tgname ~ '^migrator_capture_[0-9]{{1,18}}_' and not t.tgisinternal \
             and not exists (select from migrator.change c where c.state not in ('finished', 'cancelled') and c.id = pg_catalog.substring(t.tgname, '[0-9]+')::pg_catalog.int8) \
          union all select 'error', 'the library', pg_catalog.format('the library is version {version}, the SQL objects are version %s', x.extversion), 'alter extension migrator update;' \
            from pg_catalog.pg_extension x where x.extname = 'migrator' and x.extversion <> '{version}' \
          union all select 'info', pg_catalog.format('standby %s', coalesce(nullif(r.application_name, ''), r.client_addr::pg_catalog.text)), \
                 'while capture is on, writes after a failover need the library there', 'Make sure that the extension''s files are installed on it.' \
-           from pg_catalog.pg_stat_replication r where exists (select from migrator.status) \
+           from pg_catalog.pg_stat_replication r where exists (select from seen) \
          union all select 'warning', pg_catalog.format('prepared transaction %s', p.gid), \
                 pg_catalog.format('it is %s old and may hold locks that a swap needs', pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - p.prepared)), \
                 pg_catalog.format('commit prepared %L; or rollback prepared %L;', p.gid, p.gid) \
            from pg_catalog.pg_prepared_xacts p where p.database = pg_catalog.current_database() and p.prepared < pg_catalog.clock_timestamp() - interval '1 minute' \
-            and exists (select from migrator.status) \
+            and exists (select from seen) \
          ) q order by case q.severity when 'error' then 0 when 'warning' then 1 else 2 end, q.subject",
         version = env!("CARGO_PKG_VERSION")
     );
-    spi::fetch(&sql, &[])
+    spi::fetch(&sql, &[caller.into()])
 }

@@ -24,8 +24,8 @@ pub fn bytes(change: i64, direction: Direction) -> Result<i64, Failure> {
 /// Truncates the segment that writers come to last, if it holds pages, no visible row, and nobody writes to it just now.
 ///
 /// Under the lock no writer is left whose rows a later snapshot could bring, and the check runs under a snapshot
-/// taken after the lock, so an empty segment is empty for good. The lock ends with the caller's statement.
-pub fn truncate_drained(change: i64, direction: Direction) -> Result<(), Failure> {
+/// taken after the lock, so an empty segment is empty for good. The lock ends with the caller's statement. Returns whether it was taken.
+pub fn truncate_drained(change: i64, direction: Direction) -> Result<bool, Failure> {
     #[derive(Deserialize)]
     struct State {
         now: i64,
@@ -47,7 +47,7 @@ pub fn truncate_drained(change: i64, direction: Direction) -> Result<(), Failure
         &[segment.to_string().into()],
     )?;
     if size.bytes == 0 {
-        return Ok(());
+        return Ok(false);
     }
     let outcome = attempt(|| {
         spi::execute(&format!("lock table {segment} in access exclusive mode nowait"), &[])?;
@@ -55,10 +55,10 @@ pub fn truncate_drained(change: i64, direction: Direction) -> Result<(), Failure
         if !found.any {
             spi::execute(&format!("truncate table {segment}"), &[])?;
         }
-        Ok(())
+        Ok(true)
     });
     match outcome {
-        Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => Ok(()),
+        Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => Ok(false),
         other => other,
     }
 }

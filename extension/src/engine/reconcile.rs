@@ -239,7 +239,8 @@ fn set_aside(
     Ok(())
 }
 
-fn truncated(change: &Change) -> Result<bool, Failure> {
+/// Whether the log says that the table was truncated.
+pub fn truncated(change: &Change) -> Result<bool, Failure> {
     #[derive(Deserialize)]
     struct Found {
         found: bool,
@@ -320,17 +321,17 @@ fn note(change: &Change, taken: Taken) -> Result<(), Failure> {
 /// would show it a table with missing rows; so swap and rollback wait for it.
 fn fence(change: &Change) -> Result<(), Failure> {
     spi::execute(
-        "update migrator.change set fence_xid = pg_catalog.pg_current_xact_id() where id = $1",
+        "update migrator.change set fence_xid = pg_catalog.pg_current_xact_id(), fence_at = pg_catalog.clock_timestamp() where id = $1",
         &[change.id.into()],
     )
     .map(|_| ())
 }
 
 /// Gives a drained segment's space back, if nobody writes to it just now. Only between statements of its own:
-/// its lock would otherwise last as long as the caller's transaction.
-pub fn rotate(change: &Change) -> Result<(), Failure> {
+/// its lock would otherwise last as long as the caller's transaction. Whether that lock was taken.
+pub fn rotate(change: &Change) -> Result<bool, Failure> {
     if crate::engine::guard::in_transaction_block() {
-        return Ok(());
+        return Ok(false);
     }
     drain::truncate_drained(change.id, change.direction())
 }

@@ -3,7 +3,7 @@
 use crate::capture::{log, switch};
 use crate::catalog::lock::{self, Hold, Mode, Wanted};
 use crate::catalog::relation::Relation;
-use crate::catalog::spi;
+use crate::catalog::{role, spi};
 use crate::crash;
 use crate::engine::change::Change;
 use crate::engine::{guard, snapshot};
@@ -36,8 +36,23 @@ pub fn validate_one(change: &Change) -> Result<bool, Failure> {
     let mut open = unvalidated(change)?;
     let Some(next) = open.pop() else { return Ok(false) };
     // `table` is quoted and qualified, `constraint` the bare name, as carry-over wrote them.
-    let constraint = Ident::new(next.constraint.clone());
-    spi::execute(&format!("alter table {} validate constraint {constraint}", next.table), &[])?;
+    #[derive(Deserialize)]
+    struct Key {
+        owner: u32,
+        valid: bool,
+    }
+    let key: Option<Key> = spi::fetch_optional(
+        "select r.relowner::pg_catalog.int8 as owner, k.convalidated as valid from pg_catalog.pg_constraint k \
+         join pg_catalog.pg_class r on r.oid = k.conrelid where k.conrelid = pg_catalog.to_regclass($1)::pg_catalog.oid and k.conname = $2 and k.contype = 'f'",
+        &[next.table.as_str().into(), next.constraint.as_str().into()],
+    )?;
+    // Dropped, renamed or validated by somebody else meanwhile: theirs to decide.
+    if let Some(key) = key.filter(|key| !key.valid) {
+        let constraint = Ident::new(next.constraint.clone());
+        let statement = format!("alter table {} validate constraint {constraint}", next.table);
+        // The check compares with operators and casts that may be the owner's own functions.
+        role::as_owner(pgrx::pg_sys::Oid::from(key.owner), &[], || spi::execute(&statement, &[]))?;
+    }
     let left = serde_json::to_value(&open).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
     spi::execute("update migrator.change set unvalidated = $2 where id = $1", &[change.id.into(), JsonB(left).into()])?;
     change.event("validate", &format!("foreign key {} of {} validated", next.constraint, next.table), json!({}))?;
@@ -85,17 +100,22 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
     lock::series(
         &format!("finish of table {} was not done", change.name().plain()),
         lock::ATTEMPTS,
-        || Ok(vec![Wanted { relation: change.shadow, mode: Mode::AccessExclusive }]),
+        || Ok(both(&backup, &front)),
         || Ok(()),
-        || switch::switch_off(change.id, &front),
+        || {
+            switch::switch_off(change.id, &front)?;
+            backup.as_ref().map_or(Ok(()), |backup| drop_ours(&change, backup, &change.backup_schema()))
+        },
     )?;
-    if let Some(backup) = backup {
-        drop_ours(&change, &backup, &change.backup_schema())?;
-    }
     clear(&change)?;
     crash::point("finish");
     change.set_state(State::Finished)?;
     Ok(State::Finished)
+}
+
+/// The locks to end with: first on the table that goes, which somebody may be reading, so that nobody waits for the live one meanwhile.
+fn both(rear: &Option<Relation>, front: &Relation) -> Vec<Wanted> {
+    rear.iter().chain([front]).map(|table| Wanted { relation: table.oid, mode: Mode::AccessExclusive }).collect()
 }
 
 fn swap_call(change: &Change) -> String {
@@ -123,17 +143,20 @@ pub fn cancel(change: Change, dry_run: bool) -> Result<State, Failure> {
     }
     // After a rollback those of the old table are NOT VALID.
     while validate_one(&change)? {}
-    if let (Some(_), Some(live)) = (&change.capture, Relation::find(change.live)?) {
-        lock::series(
+    let shadow = Relation::find(change.shadow)?;
+    let drop_shadow = || shadow.as_ref().map_or(Ok(()), |shadow| drop_ours(&change, shadow, &change.shadow_schema()));
+    match (&change.capture, Relation::find(change.live)?) {
+        (Some(_), Some(live)) => lock::series(
             &format!("cancel of change {} of table {} was not done", change.id, change.name().plain()),
             lock::ATTEMPTS,
-            || Ok(vec![Wanted { relation: change.live, mode: Mode::AccessExclusive }]),
+            || Ok(both(&shadow, &live)),
             || Ok(()),
-            || switch::switch_off(change.id, &live),
-        )?;
-    }
-    if let Some(shadow) = Relation::find(change.shadow)? {
-        drop_ours(&change, &shadow, &change.shadow_schema())?;
+            || {
+                switch::switch_off(change.id, &live)?;
+                drop_shadow()
+            },
+        )?,
+        _ => drop_shadow()?,
     }
     clear(&change)?;
     crash::point("cancel");

@@ -18,6 +18,8 @@ pub fn refuse_old(change: &Change, verb: &str) -> Result<(), Failure> {
     let Some(fence) = &change.fence_xid else { return Ok(()) };
     refuse(
         fence,
+        change.id,
+        "fence_at",
         &format!("{verb} of table {} waits", change.name().plain()),
         "It was taken before the last large catch-up, so its transaction would find rows missing. Nothing was changed.",
     )
@@ -28,13 +30,17 @@ pub fn refuse_before_swap(change: &Change) -> Result<(), Failure> {
     let Some(swap) = &change.swap_xid else { return Ok(()) };
     refuse(
         swap,
+        change.id,
+        "swapped_at",
         &format!("finish of table {} waits", change.name().plain()),
         "It was taken before the swap; until it is gone, a trigger keeps its transaction from writing to a table that it does not see. Nothing was changed.",
     )
 }
 
-fn refuse(xid: &str, what: &str, detail: &str) -> Result<(), Failure> {
-    let old: Option<Old> = spi::fetch_optional(
+/// A snapshot is older than a transaction when that one is not below its xmin, and its own transaction began before the
+/// other committed: xmin alone is that of the oldest writer anywhere, also for a snapshot of this moment.
+fn refuse(xid: &str, change: i64, moment: &str, what: &str, detail: &str) -> Result<(), Failure> {
+    let sql = format!(
         "with bound as (select ((($1::text)::numeric % 4294967296)::text)::xid as xid) \
          select pg_catalog.to_jsonb(q) from ( \
            select a.pid, pg_catalog.format('session %s (%s, %s)', a.pid, coalesce(nullif(a.application_name, ''), a.usename), a.state) as what, \
@@ -42,11 +48,12 @@ fn refuse(xid: &str, what: &str, detail: &str) -> Result<(), Failure> {
            from pg_catalog.pg_stat_activity a, bound \
            where a.backend_xmin is not null and pg_catalog.age(a.backend_xmin) >= pg_catalog.age(bound.xid) \
              and a.datname = pg_catalog.current_database() and a.pid <> pg_catalog.pg_backend_pid() \
+             and a.xact_start <= (select c.{moment} + interval '5 s' from migrator.change c where c.id = $2) \
              and a.backend_type = 'client backend' and a.pid not in (select p.pid from pg_catalog.pg_stat_progress_vacuum p) \
              and not exists (select from pg_catalog.pg_locks m where m.pid = a.pid and m.locktype = 'object' and m.classid = 'migrator.change'::pg_catalog.regclass) \
-           order by a.xact_start limit 1) q",
-        &[xid.into()],
-    )?;
+           order by a.xact_start limit 1) q"
+    );
+    let old: Option<Old> = spi::fetch_optional(&sql, &[xid.into(), change.into()])?;
     match old {
         None => Ok(()),
         Some(old) => Err(Failure::new(

@@ -71,8 +71,8 @@ pub struct Wants {
 
 /// Log rows that an attempt under the lock may still have to take; with more, it drains again first.
 const NEAR_ZERO: i64 = 200;
-/// Batches of draining before an exchange is given up because writers are faster.
-const DRAIN_BATCHES: u32 = 2000;
+/// Keys that an exchange may replay itself. Older snapshots do not see those rows in the table that becomes live.
+const BACKLOG: i64 = 1000;
 
 /// Exchanges the tables of all given changes in this transaction: all of them, or, failing, none.
 pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Change>, Failure> {
@@ -103,11 +103,12 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
     }
     let names = held.iter().map(|change| change.name().plain()).collect::<Vec<_>>().join(", ");
     give_way(&held)?;
+    let mut budget = BACKLOG * 5;
     for change in &held {
-        drain(change)?;
+        drain(change, &mut budget)?;
         // What stood in the way of a row may be gone by now.
         if bad_row::retry(change, way.before())? > 0 {
-            drain(change)?;
+            drain(change, &mut budget)?;
             bad_row::refuse(change, way.before())?;
         }
         make_room(change, way)?;
@@ -137,7 +138,7 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
         },
         || {
             for change in &held {
-                drain(change)?;
+                drain(change, &mut budget)?;
             }
             prepare_all(&held, way, &mut prepared.borrow_mut())
         },
@@ -171,10 +172,25 @@ fn check(change: &Change, way: Way) -> Result<(), Failure> {
         });
     }
     snapshot::refuse_old(change, way.verb())?;
-    if way == Way::Swap {
-        sync::check_definitions(change)?;
+    match way {
+        Way::Swap => sync::check_definitions(change)?,
+        Way::Rollback => sync::check_unchanged_since_swap(change)?,
     }
-    sync::check_ground(change)
+    sync::check_ground(change)?;
+    let backlog = reconcile::backlog(change)?;
+    if backlog > BACKLOG {
+        // What is replayed by the exchange itself is invisible to every snapshot that is open now.
+        return Err(Failure::new(
+            code::IN_USE,
+            format!("{} of table {} waits: {backlog} keys are not replayed yet", way.verb(), change.name().plain()),
+        )
+        .detail("They are replayed in transactions of their own, which an exchange cannot have. Nothing was changed.")
+        .hint(format!(
+            "The agent does that by itself; without one: call migrator.prepare('{}'); then call this again.",
+            change.name().plain()
+        )));
+    }
+    Ok(())
 }
 
 /// SHARE UPDATE EXCLUSIVE on both tables, waited for longer than deadlock_timeout.
@@ -197,20 +213,26 @@ fn give_way(held: &[Change]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Replays the log until next to nothing is left.
-fn drain(change: &Change) -> Result<(), Failure> {
-    for _ in 0..DRAIN_BATCHES {
+/// Replays the log until next to nothing is left, as long as that is little altogether.
+fn drain(change: &Change, budget: &mut i64) -> Result<(), Failure> {
+    loop {
         let taken = reconcile::batch(change)?;
+        *budget -= taken.taken;
         if taken.taken == 0 || (taken.taken <= NEAR_ZERO && reconcile::backlog(change)? <= NEAR_ZERO) {
             return Ok(());
         }
+        if *budget < 0 {
+            return Err(Failure::new(
+                code::LOCK_NOT_AVAILABLE,
+                format!("table {} is written too fast for the moment that this takes", change.name().plain()),
+            )
+            .detail(format!("{} keys are waiting. Nothing was changed.", reconcile::backlog(change)?))
+            .hint(format!(
+                "Let them be replayed first (the agent, or call migrator.prepare('{}');), then call this again.",
+                change.name().plain()
+            )));
+        }
     }
-    Err(Failure::new(
-        code::LOCK_NOT_AVAILABLE,
-        format!("table {} is written faster than the key log is replayed", change.name().plain()),
-    )
-    .detail(format!("{} keys are waiting. Nothing was changed.", reconcile::backlog(change)?))
-    .hint("Call it again at a quieter moment."))
 }
 
 /// What the exchange needs and nobody sees: the schema for the table that leaves, the log for the way back.
@@ -221,8 +243,16 @@ fn make_room(change: &Change, way: Way) -> Result<(), Failure> {
         Way::Rollback => change.shadow_schema(),
     };
     let home = Ident::new(home);
-    if !schema_exists(&home)? {
-        spi::execute(&format!("create schema {home}"), &[])?;
+    match schema_is_ours(&home)? {
+        None => spi::execute(&format!("create schema {home}"), &[]).map(|_| ())?,
+        Some(true) => {}
+        Some(false) => {
+            return Err(Failure::new(code::DUPLICATE_OBJECT, format!("schema {home} belongs to somebody else"))
+                .detail(
+                    "Who owns a schema may drop what is in it, so the table is not moved there. Nothing was changed.",
+                )
+                .hint(format!("Look into it, then: drop schema {home}; and call this again.")));
+        }
     }
     // The owner's rights keep the rear table in step, wherever it is.
     let owner = role::name(rear.owner())?;
@@ -232,16 +262,17 @@ fn make_room(change: &Change, way: Way) -> Result<(), Failure> {
     log::create_log(change.id, way.after(), &rear, &key)
 }
 
-fn schema_exists(name: &Ident) -> Result<bool, Failure> {
+/// Whether the schema belongs to the extension's owner; None where there is none.
+fn schema_is_ours(name: &Ident) -> Result<Option<bool>, Failure> {
     #[derive(Deserialize)]
-    struct Exists {
-        there: bool,
+    struct Schema {
+        ours: bool,
     }
-    let exists: Exists = spi::fetch_one(
-        "select exists (select from pg_catalog.pg_namespace n where n.nspname = $1) as there",
+    let schema: Option<Schema> = spi::fetch_optional(
+        "select n.nspowner = current_user::pg_catalog.regrole::pg_catalog.oid as ours from pg_catalog.pg_namespace n where n.nspname = $1",
         &[name.as_str().into()],
     )?;
-    Ok(exists.there)
+    Ok(schema.map(|schema| schema.ours))
 }
 
 /// The key columns of the table that is the front in this direction.
@@ -319,6 +350,9 @@ fn last_keys(change: &Change, way: Way, fingerprint: &str) -> Result<(), Failure
     if drain::bytes(change.id, change.direction())? > 0 && reconcile::backlog(change)? > NEAR_ZERO * 5 {
         return Err(Failure::new(code::LOCK_NOT_AVAILABLE, "too many keys came in while the lock was waited for"));
     }
+    if reconcile::truncated(change)? {
+        return Err(Failure::new(code::LOCK_NOT_AVAILABLE, "the table was truncated while the lock was waited for"));
+    }
     reconcile::rest(change)?;
     bad_row::refuse(change, way.before())?;
     sync::check_ground(change)?;
@@ -329,10 +363,10 @@ fn last_keys(change: &Change, way: Way, fingerprint: &str) -> Result<(), Failure
             "what hangs on the table changed while the lock was waited for",
         ));
     }
-    if way == Way::Swap {
-        sync::check_definitions(change)?;
+    match way {
+        Way::Swap => sync::check_definitions(change),
+        Way::Rollback => sync::check_unchanged_since_swap(change),
     }
-    Ok(())
 }
 
 /// One exchange, under all locks.
@@ -357,6 +391,7 @@ fn one(change: &Change, way: Way, carryover: &Carryover) -> Result<(), Failure> 
     let swap_xid = current_xid()?;
     switch::switch_on(change.id, way.after(), &new_front, &key(&change, way.after()), Some(swap_xid))?;
     let capture = switch::fingerprint(change.id, &new_front)?;
+    let definitions = (way == Way::Swap).then(|| sync::front_as_it_is(new_front.oid)).transpose()?;
     let unvalidated: Vec<_> = carryover
         .unvalidated
         .iter()
@@ -365,7 +400,7 @@ fn one(change: &Change, way: Way, carryover: &Carryover) -> Result<(), Failure> 
     // Who took it back decides when it is swapped again; an agent would do so within seconds.
     spi::execute(
         "update migrator.change set capture = $2, swap_xid = pg_catalog.pg_current_xact_id(), kept = $3, unvalidated = $4, backlog = 0, \
-         fence_xid = null, swapped_at = case when $5 then pg_catalog.clock_timestamp() end, \
+         fence_xid = null, front_definitions = $6, swapped_at = case when $5 then pg_catalog.clock_timestamp() end, \
          rolled_back = rolled_back + case when $5 then 0 else 1 end, verify_rounds = 0, \
          on_ready = case when $5 then on_ready else 'wait' end where id = $1",
         &[
@@ -374,6 +409,7 @@ fn one(change: &Change, way: Way, carryover: &Carryover) -> Result<(), Failure> 
             JsonB(carryover.kept.clone()).into(),
             JsonB(unvalidated.into()).into(),
             (way == Way::Swap).into(),
+            definitions.into(),
         ],
     )?;
     change.set_state(match way {

@@ -41,7 +41,11 @@ pub fn start(mut change: Change) -> Result<State, Failure> {
     lock::series(
         &format!("capture could not be switched on for table {name}"),
         lock::ATTEMPTS,
-        || Ok(vec![Wanted { relation: change.live, mode: Mode::ShareRowExclusive }]),
+        || {
+            // Dropping the triggers of before takes the strongest lock.
+            let mode = if again { Mode::AccessExclusive } else { Mode::ShareRowExclusive };
+            Ok(vec![Wanted { relation: change.live, mode }])
+        },
         || Ok(()),
         || {
             switch::switch_off(change.id, &live)?;
@@ -117,6 +121,8 @@ pub fn start_over(change: &mut Change, why: &str) -> Result<(), Failure> {
 
 fn clear_shadow(change: &Change) -> Result<(), Failure> {
     let shadow = Relation::get(change.shadow)?.name;
+    // The owner could have put a trigger on the shadow: it must not run with our rights.
+    let as_owner = |statement: String| change.as_owner(&[], || spi::execute(&statement, &[]));
     #[derive(Deserialize)]
     struct Built {
         name: String,
@@ -131,13 +137,13 @@ fn clear_shadow(change: &Change) -> Result<(), Failure> {
     for build in built {
         let name = Ident::new(build.name);
         if build.constraint {
-            spi::execute(&format!("alter table {shadow} drop constraint {name}"), &[])?;
+            as_owner(format!("alter table {shadow} drop constraint {name}"))?;
         } else {
             let _ = build.attach;
-            spi::execute(&format!("drop index if exists {}.{name}", shadow.schema), &[])?;
+            as_owner(format!("drop index if exists {}.{name}", shadow.schema))?;
         }
     }
-    spi::execute(&format!("truncate table {shadow}"), &[])?;
+    as_owner(format!("truncate table {shadow}"))?;
     spi::execute("delete from migrator.chunk where change = $1", &[change.id.into()])?;
     spi::execute("update migrator.build set built_at = null, took = null where change = $1", &[change.id.into()])?;
     spi::execute("delete from migrator.bad_row where change = $1", &[change.id.into()])?;
@@ -183,6 +189,28 @@ pub fn check_ground(change: &Change) -> Result<(), Failure> {
         return Err(structure_changed(change));
     }
     Ok(())
+}
+
+/// Whether the new shape is what the swap brought: what was added to it since, a rollback would lose without a word.
+pub fn check_unchanged_since_swap(change: &Change) -> Result<(), Failure> {
+    let now = front_as_it_is(change.shadow)?;
+    if change.front_definitions.as_ref().is_none_or(|then| *then == now) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        code::NOT_IN_STATE,
+        format!(
+            "columns, indexes, constraints or defaults of table {} were changed since the swap",
+            change.name().plain()
+        ),
+    )
+    .detail("The old table does not have them, and a rollback would lose them. Nothing was changed.")
+    .hint(format!("Undo that and call this again, or keep the new table: {}", change.call("finish"))))
+}
+
+/// Columns and definitions of a table in one text.
+pub fn front_as_it_is(table: u32) -> Result<String, Failure> {
+    Ok(format!("{} {}", shape::structure(table)?, shape::definitions(table)?))
 }
 
 /// Whether the indexes, constraints and defaults of the old shape are those that the shadow was made with.
