@@ -361,6 +361,8 @@ comment on column migrator.change.filenode is 'The live table''s file when the c
 comment on column migrator.change.rolled_back is 'How often it was rolled back.';
 comment on column migrator.change.swapped_at is 'When it was swapped last; null after a rollback.';
 comment on column migrator.change.swap_xid is 'The transaction of the last swap or rollback.';
+comment on column migrator.change.front_definitions is 'Columns, indexes, constraints and defaults of the new table as the swap made it; a rollback is refused while they differ.';
+comment on column migrator.change.fence_at is 'When the transaction fence_xid did its work.';
 comment on column migrator.change.fence_xid is 'Last large write to the table that is not live: older snapshots miss rows of it.';
 comment on column migrator.change.kept is 'What the last exchange took from the table that left and the next one gives back.';
 comment on column migrator.change.unvalidated is 'Foreign keys that the last exchange added NOT VALID and that are not validated yet.';

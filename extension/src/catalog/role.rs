@@ -71,7 +71,9 @@ unsafe fn set(name: &str, value: &str) {
     }
 }
 
-const PINNED: (&str, &str) = ("search_path", "pg_catalog, pg_temp");
+/// What every statement of ours runs with. Compiling would cost more than any of them: plans for few keys look endlessly
+/// expensive, because sequential scans and hash joins are switched off for them.
+const PINNED: [(&str, &str); 3] = [("search_path", "pg_catalog, pg_temp"), ("row_security", "off"), ("jit", "off")];
 
 /// The role that calls us: what rights are checked against.
 pub fn caller() -> pg_sys::Oid {
@@ -81,8 +83,7 @@ pub fn caller() -> pg_sys::Oid {
 
 /// Runs `work` as the extension's owner with a pinned search_path: how every function of `api` begins.
 pub fn as_extension<T>(work: impl FnOnce() -> T) -> T {
-    let scope =
-        Scope::enter(extension_owner(), pg_sys::SECURITY_LOCAL_USERID_CHANGE, &[PINNED, ("row_security", "off")]);
+    let scope = Scope::enter(extension_owner(), pg_sys::SECURITY_LOCAL_USERID_CHANGE, &PINNED);
     let result = work();
     drop(scope);
     result
@@ -91,7 +92,7 @@ pub fn as_extension<T>(work: impl FnOnce() -> T) -> T {
 /// Runs `work` as `owner`, security-restricted, row security off, under `settings` (a search_path among
 /// them replaces the pinned one).
 pub fn as_owner<T>(owner: pg_sys::Oid, settings: &[(String, String)], work: impl FnOnce() -> T) -> T {
-    let mut all = vec![PINNED, ("row_security", "off")];
+    let mut all = PINNED.to_vec();
     all.extend(settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let flags = pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION;
     let scope = Scope::enter(owner, flags, &all);

@@ -38,8 +38,9 @@ pub struct Advanced {
 const NEARLY: i64 = 500;
 /// Rounds of verify and mending before a person is asked.
 const ROUNDS: i32 = 5;
-/// Log size beyond which verify gives way to catching up.
+/// Log size beyond which it is worth counting the keys that wait, and how many of them make verify give way to catching up.
 const LOG_BYTES: i64 = 4 << 20;
+const LOG_KEYS: i64 = 50_000;
 /// How long an idle or waiting caller sleeps.
 const TURN_MS: i32 = 20;
 const IDLE_MS: i32 = 250;
@@ -217,7 +218,9 @@ fn catching_up(change: &mut Change) -> Result<Advanced, Failure> {
 }
 
 fn verifying(change: &Change) -> Result<Advanced, Failure> {
-    if drain::bytes(change.id, change.direction())? > LOG_BYTES && lock::try_change(change.id, Hold::Alone) {
+    // Keys that wait, not bytes: a drained log may keep its pages for as long as somebody writes to them.
+    let much = drain::bytes(change.id, change.direction())? > LOG_BYTES && reconcile::backlog(change)? > LOG_KEYS;
+    if much && lock::try_change(change.id, Hold::Alone) {
         let now = change.again()?;
         if now.state == State::Verifying {
             sync::check_ground(&now)?;

@@ -6,7 +6,7 @@ with member as (
       from pg_depend d join pg_extension e on d.refclassid = 'pg_extension'::regclass and e.oid = d.refobjid
      where e.extname = 'migrator' and d.deptype = 'e'
        and not (d.classid = 'pg_class'::regclass
-                and (select relname from pg_class where oid = d.objid) ~ '^log_[0-9]+_[fr]_[0-9]$')
+                and (select relname from pg_class where oid = d.objid) ~ '^log_[0-9]+_[fr]_([0-9]|truncated)$')
        and not (d.classid = 'pg_type'::regclass
                 and (select typrelid <> 0 or typelem <> 0 from pg_type where oid = d.objid))
 )
