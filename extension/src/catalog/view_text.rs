@@ -1,6 +1,7 @@
 //! What a query would return if one of its tables were another: asked of PostgreSQL's own parser.
 
 use crate::catalog::attempt::attempt;
+use crate::catalog::{role, spi};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::Name;
 use pgrx::pg_sys;
@@ -22,12 +23,24 @@ pub struct Output {
 }
 
 /// The columns that `query` would return if the table `from` in it were `to`. `query` has every name qualified (as
-/// pg_get_viewdef writes it under a pinned search_path). Nothing is executed, and no lock outlives the call.
-pub fn outputs(query: &str, from: &Name, to: &Name) -> Result<Vec<Output>, Failure> {
+/// pg_get_viewdef writes it under a pinned search_path). The query is not executed, and no lock outlives the call.
+///
+/// Parsing evaluates literals, which may run functions of the view's owner: it is done as `owner`. `grants`, what that
+/// role lacks to name all that is in the query, hold for the call only.
+pub fn outputs(
+    query: &str,
+    from: &Name,
+    to: &Name,
+    owner: pg_sys::Oid,
+    grants: &[String],
+) -> Result<Vec<Output>, Failure> {
     let mut found = None;
     let rolled_back = attempt(|| {
-        found = Some(analyze(query, from, to));
-        // Rolling back releases the locks that the analysis took on the tables of the query.
+        for grant in grants {
+            spi::execute(grant, &[])?;
+        }
+        found = Some(role::as_owner(owner, &[], || analyze(query, from, to)));
+        // Rolling back takes the grants back and releases the locks on the tables of the query.
         Err::<(), _>(Failure::new(code::INTERNAL, "done"))
     });
     match (found, rolled_back) {

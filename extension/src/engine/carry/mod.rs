@@ -18,6 +18,7 @@
 mod grants;
 mod keys;
 mod policies;
+mod rights;
 mod sequences;
 mod settings;
 mod statistics;

@@ -1,7 +1,7 @@
 //! Policies: created on the new front once it has its name, so that a policy that asks its own table asks the new one.
 //! Those of the table that leaves stay where they are: the work on it runs as its owner, whom they do not concern.
 
-use super::Gathering;
+use super::{Gathering, rights};
 use crate::catalog::spi;
 use migrator_core::failure::Failure;
 use migrator_core::ident::{Ident, literal};
@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 #[derive(Deserialize)]
 struct Policy {
+    oid: u32,
     name: Ident,
     command: String,
     permissive: bool,
@@ -22,7 +23,7 @@ struct Policy {
 
 fn read(relation: u32) -> Result<Vec<Policy>, Failure> {
     spi::fetch(
-        "select p.polname as name, p.polpermissive as permissive, \
+        "select p.oid::pg_catalog.int8 as oid, p.polname as name, p.polpermissive as permissive, \
              case p.polcmd when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete' else 'all' end as command, \
              coalesce((select pg_catalog.jsonb_agg(r.rolname order by u.place) from pg_catalog.unnest(p.polroles) with ordinality u (role, place) \
                        join pg_catalog.pg_roles r on r.oid = u.role), '[]') as roles, \
@@ -57,7 +58,9 @@ pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
         if let Some(expression) = &policy.check {
             sql.push_str(&format!(" with check ({expression})"));
         }
-        g.after_move(sql);
+        let role = g.swap.front.owner;
+        let loans = rights::lacking(role, ("pg_policy", policy.oid), &[&public.schema], &[])?;
+        g.out.after_move.extend(rights::lent(sql, role, &loans));
         if let Some(comment) = &policy.comment {
             g.after_move(format!("comment on policy {name} on {public} is {}", literal(comment)));
         }

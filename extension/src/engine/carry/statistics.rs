@@ -1,7 +1,7 @@
 //! Extended statistics: the rear gets a twin of each object of the front, best before it is analyzed. At the move
 //! the two change places: the front's goes to where its table goes, the twin to where the front's was.
 
-use super::Gathering;
+use super::{Gathering, rights};
 use crate::catalog::spi;
 use migrator_core::failure::Failure;
 use migrator_core::failure::code;
@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 #[derive(Deserialize)]
 struct Object {
+    oid: u32,
     schema: Ident,
     name: Ident,
     owner: Ident,
@@ -32,7 +33,7 @@ impl Object {
 
 fn read(relation: u32) -> Result<Vec<Object>, Failure> {
     spi::fetch(
-        "select n.nspname as schema, s.stxname as name, r.rolname as owner, \
+        "select s.oid::pg_catalog.int8 as oid, n.nspname as schema, s.stxname as name, r.rolname as owner, \
              coalesce((select pg_catalog.jsonb_agg(case k when 'd' then 'ndistinct' when 'f' then 'dependencies' when 'm' then 'mcv' end) \
                        from pg_catalog.unnest(s.stxkind) k where k <> 'e'), '[]') as kinds, \
              coalesce((select pg_catalog.jsonb_agg(a.attname order by k.place) from pg_catalog.unnest(s.stxkeys) with ordinality k (num, place) \
@@ -66,9 +67,9 @@ pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
             Some(twin) if twin.like(g, &object, &columns) => align(g, &object, &twin),
             Some(twin) => {
                 g.before_lock(format!("drop statistics {}", twin.name()));
-                create(g, &object, &columns);
+                create(g, &object, &columns)?;
             }
-            None => create(g, &object, &columns),
+            None => create(g, &object, &columns)?,
         }
         g.after_move(format!(
             "alter statistics {} set schema {}",
@@ -126,14 +127,23 @@ impl Object {
     }
 }
 
-fn create(g: &mut Gathering<'_>, object: &Object, columns: &[Ident]) {
+fn create(g: &mut Gathering<'_>, object: &Object, columns: &[Ident]) -> Result<(), Failure> {
     let rear = &g.swap.rear.name;
     let name = Name { schema: rear.schema.clone(), name: object.name.clone() };
     let mut parts: Vec<String> = columns.iter().map(Ident::to_string).collect();
     parts.extend(object.expressions.iter().map(|expression| format!("({expression})")));
     // A single expression takes no kinds.
     let kinds = if object.kinds.is_empty() { String::new() } else { format!(" ({})", object.kinds.join(", ")) };
-    g.before_lock(format!("create statistics {name}{kinds} on {} from {rear}", parts.join(", ")));
+    let sql = format!("create statistics {name}{kinds} on {} from {rear}", parts.join(", "));
+    if object.expressions.is_empty() {
+        g.before_lock(sql);
+    } else {
+        // Only the table's owner may create them, and ANALYZE evaluates them as that role too.
+        let owner = g.swap.front.owner;
+        let schemas = [&rear.schema];
+        let loans = rights::lacking(owner, ("pg_statistic_ext", object.oid), &schemas, &schemas)?;
+        g.out.before_lock.extend(rights::lent(sql, owner, &loans));
+    }
     g.before_lock(format!("alter statistics {name} owner to {}", object.owner));
     if let Some(target) = object.target {
         g.before_lock(format!("alter statistics {name} set statistics {target}"));
@@ -141,6 +151,7 @@ fn create(g: &mut Gathering<'_>, object: &Object, columns: &[Ident]) {
     if let Some(comment) = &object.comment {
         g.before_lock(format!("comment on statistics {name} is {}", literal(comment)));
     }
+    Ok(())
 }
 
 fn align(g: &mut Gathering<'_>, object: &Object, twin: &Object) {

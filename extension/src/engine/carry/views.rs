@@ -8,7 +8,7 @@
 //! over it; whatever else hangs on one of those is refused by name. What a view's columns would be is worked out by
 //! PostgreSQL's own parser, from the view's text with the table replaced by the rear.
 
-use super::{Gathering, grants};
+use super::{Gathering, grants, rights};
 use crate::catalog::lock::{Mode, Wanted};
 use crate::catalog::{spi, view_text};
 use migrator_core::dependant::{Verdict, judge_on_view};
@@ -21,10 +21,11 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Deserialize)]
 struct View {
     oid: u32,
+    /// Oid of the rule that is its query.
+    rule: u32,
     schema: Ident,
     name: Ident,
     owner: u32,
-    owner_name: Ident,
     definition: String,
     options: Vec<(String, String)>,
     columns: Vec<view_text::Output>,
@@ -73,7 +74,7 @@ const VIEWS: &str = "\
         join pg_catalog.pg_rewrite r on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = r.oid \
         join pg_catalog.pg_class c on c.oid = r.ev_class where r.rulename = '_RETURN' and c.relkind = 'v' and r.ev_class <> v.oid \
     ) \
-    select c.oid::pg_catalog.int8 as oid, n.nspname as schema, c.relname as name, c.relowner::pg_catalog.int8 as owner, o.rolname as owner_name, \
+    select c.oid::pg_catalog.int8 as oid, w.oid::pg_catalog.int8 as rule, n.nspname as schema, c.relname as name, c.relowner::pg_catalog.int8 as owner, \
         pg_catalog.rtrim(pg_catalog.pg_get_viewdef(c.oid, false), ';') as definition, \
         coalesce((select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(p.option_name, p.option_value)) from pg_catalog.pg_options_to_table(c.reloptions) p), '[]') as options, \
         (select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('name', a.attname, 'type_oid', a.atttypid::pg_catalog.int8, 'modifier', a.atttypmod, 'collation', a.attcollation::pg_catalog.int8) order by a.attnum) \
@@ -84,7 +85,7 @@ const VIEWS: &str = "\
                   where d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = w.oid and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid <> c.oid), '[]') as reads, \
         w.ev_action::pg_catalog.text operator(pg_catalog.~) $2 as by_place \
     from views v join pg_catalog.pg_class c on c.oid = v.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
-    join pg_catalog.pg_roles o on o.oid = c.relowner join pg_catalog.pg_rewrite w on w.ev_class = c.oid and w.rulename = '_RETURN' \
+    join pg_catalog.pg_rewrite w on w.ev_class = c.oid and w.rulename = '_RETURN' \
     ) v order by v.oid";
 
 pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
@@ -109,9 +110,7 @@ pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
             .hint("Write the view without a list of column names behind the table's or the join's alias, then begin again."));
         }
         let over_another = view.reads.iter().any(|read| anew.contains(read));
-        if over_another
-            || (view.direct && view_text::outputs(&view.definition, &front.name, &rear.name)? != view.columns)
-        {
+        if over_another || (view.direct && outputs(view, &front.name, &rear.name)? != view.columns) {
             anew.insert(view.oid);
         }
     }
@@ -127,10 +126,10 @@ pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
     for view in &inside_out {
         let (name, options) = (view.name(), view.options());
         if anew.contains(&view.oid) {
-            g.after_move(format!("create view {name}{options} as {}", view.definition));
+            create(g, view, format!("create view {name}{options} as {}", view.definition))?;
             restore(g, view)?;
         } else if view.direct {
-            g.after_move(format!("create or replace view {name}{options} as {}", view.definition));
+            create(g, view, format!("create or replace view {name}{options} as {}", view.definition))?;
         } else {
             continue;
         }
@@ -214,28 +213,48 @@ fn may_be_dropped(view: &View) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The columns that the view would have over the rear. Its owner, who parses its text, need not know the rear's schema.
+fn outputs(view: &View, front: &Name, rear: &Name) -> Result<Vec<view_text::Output>, Failure> {
+    let loans = rights::lacking(view.owner, ("pg_rewrite", view.rule), &[&rear.schema], &[])?;
+    let grants: Vec<String> = loans.iter().map(rights::Loan::grant).collect();
+    view_text::outputs(&view.definition, front, rear, view.owner.into(), &grants)
+}
+
+/// Runs the view's text as its owner, who has to be allowed to create in its schema even where the view is replaced.
+fn create(g: &mut Gathering<'_>, view: &View, sql: String) -> Result<(), Failure> {
+    let schemas = [&view.schema];
+    let loans = rights::lacking(view.owner, ("pg_rewrite", view.rule), &schemas, &schemas)?;
+    g.out.after_move.extend(rights::lent(sql, view.owner, &loans));
+    Ok(())
+}
+
 /// What DROP VIEW took with it.
 fn restore(g: &mut Gathering<'_>, view: &View) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Extra {
+        oid: u32,
         column: Option<Ident>,
         kind: String,
         text: String,
     }
     let name = view.name();
-    g.after_move(format!("alter view {name} owner to {}", view.owner_name));
     let extras: Vec<Extra> = spi::fetch(
-        "select a.attname as \"column\", 'default' as kind, pg_catalog.pg_get_expr(f.adbin, f.adrelid) as text \
+        "select f.oid::pg_catalog.int8 as oid, a.attname as \"column\", 'default' as kind, pg_catalog.pg_get_expr(f.adbin, f.adrelid) as text \
          from pg_catalog.pg_attrdef f join pg_catalog.pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum where f.adrelid = $1 \
          union all \
-         select a.attname, 'comment', d.description from pg_catalog.pg_description d \
+         select 0, a.attname, 'comment', d.description from pg_catalog.pg_description d \
          left join pg_catalog.pg_attribute a on a.attrelid = d.objoid and a.attnum = d.objsubid and d.objsubid > 0 \
          where d.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objoid = $1",
         &[pg_sys::Oid::from(view.oid).into()],
     )?;
-    for Extra { column, kind, text } in extras {
+    for Extra { oid, column, kind, text } in extras {
         g.after_move(match (kind.as_str(), column) {
-            ("default", Some(column)) => format!("alter view {name} alter column {column} set default {text}"),
+            ("default", Some(column)) => {
+                let sql = format!("alter view {name} alter column {column} set default {text}");
+                let loans = rights::lacking(view.owner, ("pg_attrdef", oid), &[&view.schema], &[])?;
+                g.out.after_move.extend(rights::lent(sql, view.owner, &loans));
+                continue;
+            }
             (_, Some(column)) => format!("comment on column {name}.{column} is {}", literal(&text)),
             (_, None) => format!("comment on view {name} is {}", literal(&text)),
         });
@@ -248,12 +267,14 @@ fn restore(g: &mut Gathering<'_>, view: &View) -> Result<(), Failure> {
 fn rules(g: &mut Gathering<'_>) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Rule {
+        oid: u32,
         view: u32,
+        owner: u32,
         name: String,
         definition: String,
     }
     let rules: Vec<Rule> = spi::fetch(
-        "select distinct on (r.oid) c.oid::pg_catalog.int8 as view, r.rulename as name, pg_catalog.pg_get_ruledef(r.oid, false) as definition \
+        "select distinct on (r.oid) r.oid::pg_catalog.int8 as oid, c.oid::pg_catalog.int8 as view, c.relowner::pg_catalog.int8 as owner, r.rulename as name, pg_catalog.pg_get_ruledef(r.oid, false) as definition \
          from pg_catalog.pg_class t join pg_catalog.pg_depend d on (d.refclassid, d.refobjid) in (('pg_catalog.pg_class'::pg_catalog.regclass, t.oid), ('pg_catalog.pg_type'::pg_catalog.regclass, t.reltype)) \
          join pg_catalog.pg_rewrite r on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = r.oid \
          join pg_catalog.pg_class c on c.oid = r.ev_class where t.oid = $1 and c.relkind = 'v' and r.rulename <> '_RETURN' order by r.oid",
@@ -267,7 +288,9 @@ fn rules(g: &mut Gathering<'_>) -> Result<(), Failure> {
             )
             .hint("Turn the rule into an INSTEAD OF trigger."));
         };
-        g.after_move(format!("create or replace rule {}", rest.trim_end_matches(';')));
+        let sql = format!("create or replace rule {}", rest.trim_end_matches(';'));
+        let loans = rights::lacking(rule.owner, ("pg_rewrite", rule.oid), &[], &[])?;
+        g.out.after_move.extend(rights::lent(sql, rule.owner, &loans));
         if !g.views.iter().any(|wanted| wanted.relation == rule.view) {
             g.views.insert(0, Wanted { relation: rule.view, mode: Mode::AccessExclusive });
         }

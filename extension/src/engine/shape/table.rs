@@ -59,13 +59,14 @@ pub fn like(steps: &Steps, live: &Relation, name: &Name) -> Result<Relation, Fai
                 Some(constraint) => definition::constraint_sql_on(constraint, &index.name, &live.name, name)?,
                 None => definition::index_sql_on(index, &live.name, name)?,
             };
-            steps.run(&sql)?;
+            // Parsing the text, and building the index, may run functions of the owner's.
+            role::as_owner(live.owner(), &[], || steps.run(&sql))?;
             for sql in super::builds::hangs_on(index, name) {
                 steps.run(&sql)?;
             }
         }
         rename_sequences(steps, live, &shadow)?;
-        // CREATE STATISTICS may evaluate functions of the owner's while it plans.
+        // So may CREATE STATISTICS.
         for sql in definition::statistics(live.oid, name)? {
             role::as_owner(live.owner(), &[], || steps.run(&sql))?;
         }
@@ -135,7 +136,8 @@ fn set_unvalidated(steps: &Steps, live: &Relation, name: &Name) -> Result<(), Fa
     for condition in definition::unvalidated_conditions(live.oid)? {
         let add = definition::constraint_sql_on(condition.oid, &condition.name, &live.name, name)?;
         steps.run(&format!("alter table {name} drop constraint {}", condition.name))?;
-        steps.run(&add)?;
+        // Parsing a condition evaluates its literals.
+        role::as_owner(live.owner(), &[], || steps.run(&add))?;
         if let Some(comment) = condition.comment {
             steps.run(&format!("comment on constraint {} on {name} is {}", condition.name, literal(&comment)))?;
         }
