@@ -145,27 +145,39 @@ fn set_unvalidated(steps: &Steps, live: &Relation, name: &Name) -> Result<(), Fa
     Ok(())
 }
 
-/// Sequences of identity columns are made anew; they get the live ones' names, so that the swap leaves them.
+/// Sequences of identity columns are made anew; they get the live ones' names, so that the swap leaves them, and their
+/// types: LIKE makes each a bigint with the old bounds, which would stay when the column grows.
 fn rename_sequences(steps: &Steps, live: &Relation, shadow: &Relation) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Pair {
         schema: String,
         made: String,
         wanted: Ident,
+        renamed: bool,
+        #[serde(rename = "type")]
+        kind: Option<String>,
     }
     let pairs: Vec<Pair> = spi::fetch(
-        "with own(relation, attnum, name, schema) as ( \
-           select d.refobjid, a.attname, s.relname, n.nspname from pg_catalog.pg_depend d \
+        "with own(relation, attnum, name, schema, type) as ( \
+           select d.refobjid, a.attname, s.relname, n.nspname, i.seqtypid from pg_catalog.pg_depend d \
+             join pg_catalog.pg_sequence i on i.seqrelid = d.objid \
              join pg_catalog.pg_class s on s.oid = d.objid and s.relkind = 'S' join pg_catalog.pg_namespace n on n.oid = s.relnamespace \
              join pg_catalog.pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid \
             where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass \
               and d.deptype = 'i' and d.refobjid in ($1, $2)) \
-         select pg_catalog.to_jsonb(q) from (select m.schema, m.name as made, w.name as wanted from own m join own w using (attnum) \
-          where m.relation = $2 and w.relation = $1 and m.name <> w.name) q",
+         select pg_catalog.to_jsonb(q) from (select m.schema, m.name as made, w.name as wanted, m.name <> w.name as renamed, \
+            case when m.type <> w.type then pg_catalog.format_type(w.type, null) end as type from own m join own w using (attnum) \
+          where m.relation = $2 and w.relation = $1) q",
         &[pg_sys::Oid::from(live.oid).into(), pg_sys::Oid::from(shadow.oid).into()],
     )?;
     for pair in pairs {
-        steps.run(&format!("alter sequence {} rename to {}", Name::new(pair.schema, pair.made), pair.wanted))?;
+        let name = Name::new(pair.schema, pair.made);
+        if let Some(kind) = pair.kind {
+            steps.run(&format!("alter sequence {name} as {kind}"))?;
+        }
+        if pair.renamed {
+            steps.run(&format!("alter sequence {name} rename to {}", pair.wanted))?;
+        }
     }
     Ok(())
 }
