@@ -242,7 +242,12 @@ impl Change {
                 Ok(row) => row[1].clone(),
                 Err(error) => match error.downcast_ref::<SqlError>() {
                     // 55006: a session with an old snapshot is in the way, for now
-                    Some(refusal) if refusal.is_worth_retrying() || refusal.code == "55006" => refusal.to_string(),
+                    Some(refusal) if refusal.is_worth_retrying() || refusal.code == "55006" => {
+                        // Or much was written meanwhile, which an exchange does not replay itself.
+                        let told = refusal.to_string();
+                        let _ = self.advance(&session).await;
+                        told
+                    }
                     _ => return Err(error),
                 },
             };
