@@ -254,6 +254,8 @@ impl Change {
             if Instant::now() > deadline {
                 bail!("no {verb} in time: {why}; {}", self.told().await?);
             }
+            // What was written meanwhile is replayed, as an agent would, before the next try.
+            let _ = self.advance(&session).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

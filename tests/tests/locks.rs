@@ -104,9 +104,11 @@ async fn a_swap_behind_a_long_reader(server: Server) -> Result<()> {
     let reader = database.connect_as("postgres", "reader").await?;
     reader.run("begin").await?;
     reader.run("select * from busy limit 1").await?;
-    // This series goes to its end, and then says who is in the way.
+    // This series goes to its end, and then says who is in the way. Somebody replays what is written meanwhile.
+    let driver = change.keep_going(1);
     let swap = database.connect_as("postgres", "test:change").await?;
     let why = swap.refusal(&format!("select * from migrator.swap(change => {})", change.id)).await?;
+    driver.stop().await?;
     ensure!(why.to_string().contains(&reader.pid.to_string()), "nobody says which session is in the way: {why}");
     reader.run("commit").await?;
     change.swap().await?;
