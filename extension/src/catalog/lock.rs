@@ -141,7 +141,11 @@ pub fn series<T>(
         if number > 0 {
             pause(backoff(number));
         }
-        between()?;
+        match between() {
+            // Who stood in the way of the attempts before is what the caller must hear of.
+            Err(failure) if number > 0 && failure.code == code::LOCK_NOT_AVAILABLE => return Err(last),
+            outcome => outcome?,
+        }
         let wanted = wanted()?;
         if let Some(blocker) = blockers(&wanted)?.into_iter().next() {
             pgrx::debug1!("migrator: attempt {number} not made: {} holds a lock", blocker.what);
