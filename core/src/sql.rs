@@ -533,6 +533,10 @@ pub fn boundary(plan: &Plan, tables: Tables<'_>, range: &KeyRange, rows: u64) ->
     )
 }
 
+/// Columns of both shapes beyond which the pair of two rows is not joined with anything: a plan that hashes the pairs would
+/// need rows of more than 1,664 columns (MaxTupleAttributeNumber).
+const WIDE: usize = 1600;
+
 /// PostgreSQL passes at most 100 arguments to a function (FUNC_MAX_ARGS).
 const ARGUMENTS: usize = 90;
 
@@ -625,7 +629,11 @@ pub fn mismatches(plan: &Plan, tables: Tables<'_>, put: Put, walk: Walk<'_>, seg
         } else {
             String::new()
         };
-        (format!("left join logged g on {join}"), format!("g.{} is not null{aside}", first.old))
+        if plan.new_columns.len() + plan.old_columns.len() > WIDE {
+            (String::new(), format!("exists (select from logged g where {join}){aside}"))
+        } else {
+            (format!("left join logged g on {join}"), format!("g.{} is not null{aside}", first.old))
+        }
     };
     let of_new = |column: &KeyColumn| {
         if column.old_type == column.new_type {
