@@ -34,10 +34,15 @@ setup-extras:
 	@tools/setup extras
 
 .PHONY: demo bench
-demo bench: setup
+demo: setup
 	@PROFILE=release tools/install "$$(tools/in-env printenv PGRX_PG_CONFIG_PATH)"
 	@tools/in-env cargo build --release -p migrator-agent
-	@tools/in-env cargo run --release -p migrator-tests --bin $@ -- $(ARGS)
+	@tools/in-env cargo run --release -p migrator-tests --bin demo -- $(ARGS)
+# On 15, where Debian has pg_repack to compare with.
+bench: setup-extras
+	@PROFILE=release tools/install "$$(tools/servers | sed -n 's/^15 //p')"
+	@tools/in-env cargo build --release -p migrator-agent
+	@tools/in-env cargo run --release -p migrator-tests --bin bench -- $(ARGS)
 
 .PHONY: test test-full
 test: setup-extras
