@@ -1,5 +1,6 @@
 //! What the text of copy, reconcile and verify must and must not contain. That it works is shown by the tests with servers.
 
+use super::verify::row_hash;
 use super::*;
 use crate::plan::{NewColumn, OldColumn};
 
