@@ -3,6 +3,7 @@
 //! No SPI and no executor: the writing role needs no right on the log, and a key costs a fraction of what
 //! an INSERT would. The rows are WAL-logged and belong to the writing (sub)transaction like its own.
 
+use crate::catalog::bulk::attribute;
 use pgrx::{PgMemoryContexts, pg_sys};
 
 /// Keys that are written by one call.
@@ -210,21 +211,6 @@ unsafe fn fits(log: pg_sys::TupleDesc, table: pg_sys::TupleDesc, key: &[i16]) ->
                     !(*log).attisdropped && !(*table).attisdropped && (*log).atttypid == (*table).atttypid
                 }
             })
-    }
-}
-
-/// A column's row of pg_attribute, as far as a descriptor holds it. `place` must lie within it.
-unsafe fn attribute(descriptor: pg_sys::TupleDesc, place: usize) -> *const pg_sys::FormData_pg_attribute {
-    // SAFETY: the caller's. From 18 on the array lies behind that of the compact ones: TupleDescAttr(), tupdesc.h.
-    unsafe {
-        #[cfg(feature = "pg18")]
-        let first = {
-            let count = usize::try_from((*descriptor).natts).expect("a table's columns");
-            (*descriptor).compact_attrs.as_ptr().add(count).cast::<pg_sys::FormData_pg_attribute>()
-        };
-        #[cfg(not(feature = "pg18"))]
-        let first = (*descriptor).attrs.as_ptr();
-        first.add(place)
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod actions;
 pub mod attempt;
+pub mod bulk;
 pub mod commands;
 pub mod definition;
 pub mod dependants;

@@ -2,7 +2,7 @@
 
 use crate::catalog::attempt::attempt;
 use crate::catalog::lock::{self, Hold, Mode, Wanted};
-use crate::catalog::{relation::Relation, spi};
+use crate::catalog::{bulk, relation::Relation, spi};
 use crate::crash;
 use crate::engine::change::Change;
 use crate::engine::{bad_row, guard, sync};
@@ -11,6 +11,7 @@ use migrator_core::failure::Failure;
 use migrator_core::sql::{self, Direction};
 use migrator_core::sqlstate;
 use migrator_core::state::State;
+use pgrx::pg_sys;
 use serde::Deserialize;
 use serde_json::Value;
 use std::time::Instant;
@@ -92,7 +93,8 @@ pub fn all_done(change: &Change) -> Result<bool, Failure> {
 /// Copies a range of blocks; where a row is refused, halves the range until the row stands alone, and sets it aside.
 fn range(change: &Change, from: u64, until: u64) -> Result<i64, Failure> {
     let statement = change.with_tables(|tables| Ok(sql::copy(&change.plan, tables, from, until)))?;
-    match attempt(|| change.as_owner(&[], || spi::execute(&statement, &[]))) {
+    let shadow = pg_sys::Oid::from(change.shadow);
+    match attempt(|| change.as_owner(&[], || bulk::insert(shadow, &statement))) {
         Ok(rows) => Ok(i64::try_from(rows).unwrap_or(i64::MAX)),
         Err(failure) if !sqlstate::belongs_to_row(&failure.code) => Err(failure),
         Err(_) if until - from > 1 => {

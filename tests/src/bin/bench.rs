@@ -1,8 +1,8 @@
 //! The bench: what a change costs, side by side with pg_repack and with a blocking ALTER TABLE, on PostgreSQL 15.
 //!
 //! MIGRATOR_SCALE: millions of rows (2). `--rounds N`: how often each is measured, in turn (3); medians count.
-//! `--json` prints the results as JSON; they are also in target/bench.json. `--check` ends with an error when a limit
-//! is broken.
+//! `--only PART`: one of whole, copy, capture, lock. `--json` prints the results as JSON; they are also in
+//! target/bench.json. `--check` ends with an error when a limit is broken.
 
 use migrator_tests::lock_watch::LockWatch;
 use migrator_tests::program::{agent, postgresql};
@@ -29,9 +29,12 @@ const SETTINGS: [(&str, &str); 9] = [
 /// Connections that work at the same time, for migrator and for pg_repack alike.
 const JOBS: &str = "2";
 
+const PARTS: [&str; 4] = ["whole", "copy", "capture", "lock"];
+
 struct Wishes {
     rows: i64,
     rounds: usize,
+    only: Option<String>,
     json: bool,
     check: bool,
 }
@@ -89,14 +92,18 @@ fn bench() -> Result<()> {
 
 fn wishes() -> Result<Wishes> {
     let scale: f64 = std::env::var("MIGRATOR_SCALE").ok().map_or(Ok(2.0), |text| text.parse())?;
-    let mut wishes = Wishes { rows: (scale * 1e6) as i64, rounds: 3, json: false, check: false };
+    let mut wishes = Wishes { rows: (scale * 1e6) as i64, rounds: 3, only: None, json: false, check: false };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--json" => wishes.json = true,
             "--check" => wishes.check = true,
+            "--only" => {
+                let part = arguments.next().filter(|part| PARTS.contains(&part.as_str()));
+                wishes.only = Some(part.with_context(|| format!("--only takes one of {}", PARTS.join(", ")))?);
+            }
             "--rounds" => wishes.rounds = arguments.next().context("--rounds takes a number")?.parse()?,
-            other => bail!("unknown argument {other}: --json, --check, --rounds N"),
+            other => bail!("unknown argument {other}: --only PART, --rounds N, --json, --check"),
         }
     }
     Ok(wishes)
@@ -156,10 +163,24 @@ async fn measure(wishes: &Wishes) -> Result<(String, Vec<Line>)> {
         ))
         .await?;
 
-    let mut lines = whole_changes(&database, &session, wishes, repack).await?;
-    lines.extend(copy_alone(&database, &session, wishes).await?);
-    lines.push(captured_updates(&database, &session, wishes).await?);
-    lines.push(lock_hold(&database, &session, wishes).await?);
+    // Every page of the shared buffers is touched once, or whoever is measured first pays for it.
+    for _ in 0..2 {
+        fresh(&session).await?;
+    }
+    let wanted = |part: &str| wishes.only.as_deref().is_none_or(|only| only == part);
+    let mut lines = vec![];
+    if wanted("whole") {
+        lines.extend(whole_changes(&database, &session, wishes, repack).await?);
+    }
+    if wanted("copy") {
+        lines.extend(copy_alone(&database, &session, wishes).await?);
+    }
+    if wanted("capture") {
+        lines.push(captured_updates(&database, &session, wishes).await?);
+    }
+    if wanted("lock") {
+        lines.push(lock_hold(&database, &session, wishes).await?);
+    }
     Ok((version, lines))
 }
 
@@ -397,9 +418,9 @@ async fn lock_hold(database: &Database, session: &Session, wishes: &Wishes) -> R
         }
     }
     let seen = traffic.stop().await?;
-    driver.stop().await?;
     ensure!(seen.failed == 0, "{} statements of the traffic failed", seen.failed);
     change.wait_for("ready").await?;
+    driver.stop().await?;
     change.cancel().await?;
     Ok(Line {
         name: "lock hold of swap and rollback",
