@@ -70,6 +70,13 @@ pub enum Take<'a> {
         /// The segments.
         segments: &'a [Name],
     },
+    /// The same, if they are not more than so many; otherwise none of them: under the lock of a swap.
+    Rest {
+        /// The segments.
+        segments: &'a [Name],
+        /// Rows.
+        at_most: i64,
+    },
     /// All visible rows of all segments, and besides every key that either table has: after a TRUNCATE.
     Everything {
         /// The segments.
@@ -88,6 +95,11 @@ pub enum Put {
 
 fn list<T>(items: impl IntoIterator<Item = T>, each: impl Fn(T) -> String) -> String {
     items.into_iter().map(each).collect::<Vec<_>>().join(", ")
+}
+
+/// The rows of all these tables.
+fn union(tables: &[Name], columns: &str) -> String {
+    tables.iter().map(|table| format!("select {columns} from {table}")).collect::<Vec<_>>().join(" union all ")
 }
 
 fn all<T>(items: impl IntoIterator<Item = T>, each: impl Fn(T) -> String) -> String {
@@ -322,6 +334,7 @@ fn range(from: u64, until: u64) -> String {
 ///
 /// Where `marker` has a row that the statement sees, the table was truncated, and only `Take::Everything` is right:
 /// the others then do nothing and say so. To look before the statement would not do: the TRUNCATE may commit between.
+/// `Take::Rest` says the same of too many rows.
 ///
 /// The insert waits for the delete: its filter reads a count over the delete's RETURNING, which PostgreSQL
 /// evaluates once, before the first row. Deleted rows of the same command no longer count for unique indexes.
@@ -345,14 +358,9 @@ pub fn reconcile(
             let place = format!("ctid = '({block},{offset})'");
             (format!("select {names} from {segment} where {place}"), vec![(segment, place)])
         }
-        Take::All { segments } => (
-            segments
-                .iter()
-                .map(|segment| format!("select {names} from {segment}"))
-                .collect::<Vec<_>>()
-                .join(" union all "),
-            segments.iter().map(|segment| (segment, "true".to_owned())).collect(),
-        ),
+        Take::All { segments } | Take::Rest { segments, .. } => {
+            (union(segments, &names), segments.iter().map(|segment| (segment, "true".to_owned())).collect())
+        }
         Take::Everything { segments } => {
             let rear = list(&sides.columns, |side| {
                 if side.front_type == side.rear_type {
@@ -377,7 +385,9 @@ pub fn reconcile(
     };
     let unless_truncated = match take {
         Take::Everything { .. } => "",
-        Take::Blocks { .. } | Take::Row { .. } | Take::All { .. } => " and not (select truncated from halt)",
+        Take::Blocks { .. } | Take::Row { .. } | Take::All { .. } | Take::Rest { .. } => {
+            " and not (select truncated from halt)"
+        }
     };
     let gone_ctes = gone
         .iter()
@@ -404,8 +414,15 @@ pub fn reconcile(
         ),
         (Direction::Reverse, _) => merged(backward(plan), &format!("{join} {outer}")),
     };
+    let too_many = match take {
+        Take::Rest { segments, at_most } => {
+            let rows = union(segments, "");
+            format!(" or (select count(*) from (select from ({rows}) r limit {at_most} + 1) c) > {at_most}")
+        }
+        _ => String::new(),
+    };
     format!(
-        "with halt as materialized (select exists (select from {marker}) as truncated), \
+        "with halt as materialized (select exists (select from {marker}){too_many} as truncated), \
          d as materialized (select distinct {names} from ({dirty}) q where {first} is not null{unless_truncated}), {made}\
          del as (delete from {rear} {rear_alias} using d where {rear_is_dirty} returning 1), \
          ins as (insert into {rear} ({columns}) overriding system value select {values} {rows} (select count(*) from del) >= 0 returning 1), \

@@ -82,6 +82,7 @@ pub fn switch_on(
     ]
     .map(|argument| literal(&argument))
     .join(", ");
+    let mut modes = vec![];
     for kind in kinds(table) {
         let name = trigger(change, kind);
         spi::execute(
@@ -91,17 +92,25 @@ pub fn switch_on(
             ),
             &[],
         )?;
-        spi::execute(&format!("alter table only {} enable {} trigger {name}", table.name, kind.enable), &[])?;
+        modes.push(format!("enable {} trigger {name}", kind.enable));
     }
-    Ok(())
+    spi::execute(&format!("alter table only {} {}", table.name, modes.join(", ")), &[]).map(|_| ())
 }
 
 /// Takes the capture triggers of `change` off `table`, those that are there.
 pub fn switch_off(change: i64, table: &Relation) -> Result<(), Failure> {
-    for kind in STATEMENT.iter().chain([&APPLY]) {
-        if exists(table, &trigger(change, kind))? {
-            spi::execute(&format!("drop trigger {} on {}", trigger(change, kind), table.name), &[])?;
-        }
+    #[derive(Deserialize)]
+    struct Row {
+        name: Ident,
+    }
+    let names: Vec<String> =
+        STATEMENT.iter().chain([&APPLY]).map(|kind| trigger(change, kind).as_str().to_owned()).collect();
+    let there: Vec<Row> = spi::fetch(
+        "select t.tgname as name from pg_catalog.pg_trigger t where t.tgrelid = $1 and t.tgname = any ($2) and not t.tgisinternal",
+        &[table_oid(table), names.into()],
+    )?;
+    for Row { name } in there {
+        spi::execute(&format!("drop trigger {name} on {}", table.name), &[])?;
     }
     Ok(())
 }
@@ -127,16 +136,6 @@ pub fn fingerprint(change: i64, table: &Relation) -> Result<String, Failure> {
 
 fn table_oid<'a>(table: &Relation) -> pgrx::datum::DatumWithOid<'a> {
     pgrx::pg_sys::Oid::from(table.oid).into()
-}
-
-fn exists(table: &Relation, trigger: &Ident) -> Result<bool, Failure> {
-    #[derive(Deserialize)]
-    struct Found {}
-    let found: Option<Found> = spi::fetch_optional(
-        "select from pg_catalog.pg_trigger t where t.tgrelid = $1 and t.tgname = $2 and not t.tgisinternal",
-        &[table_oid(table), trigger.as_str().into()],
-    )?;
-    Ok(found.is_some())
 }
 
 /// The numbers of the key's columns in `table`, as the trigger reads them: `1,2`.

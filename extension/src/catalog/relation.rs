@@ -1,18 +1,18 @@
 //! What the catalog says of a relation.
 
-use crate::catalog::spi;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::Name;
 use pgrx::pg_sys;
-use serde::Deserialize;
+use std::ffi::{CStr, c_char};
+
+const RELOID: i32 = pg_sys::SysCacheIdentifier::RELOID as i32;
 
 /// A table as it is now. Names change under us (a swap moves tables), oids do not.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct Relation {
     /// pg_class.oid
     pub oid: u32,
     /// Current schema and name.
-    #[serde(flatten)]
     pub name: Name,
     /// Owner's oid.
     pub owner: u32,
@@ -34,17 +34,44 @@ impl Relation {
     }
 
     /// The relation with this oid, if it exists.
+    ///
+    /// From the system cache, brought up to date first: this is asked at every turn, under the lock of a swap too.
     pub fn find(oid: u32) -> Result<Option<Relation>, Failure> {
-        spi::fetch_optional(
-            "select c.oid::pg_catalog.int8 as oid, n.nspname as schema, c.relname as name, c.relowner::pg_catalog.int8 as owner, \
-             c.relkind as kind, c.relpersistence as persistence, coalesce(pg_catalog.pg_relation_filenode(c.oid), 0)::pg_catalog.int8 as filenode \
-             from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = $1",
-            &[pg_sys::Oid::from(oid).into()],
-        )
+        let key = pg_sys::Datum::from(pg_sys::Oid::from(oid));
+        // SAFETY: SearchSysCache1() and what it returns, as lsyscache.c uses them; strings are copied before the
+        // tuple is released.
+        unsafe {
+            pg_sys::AcceptInvalidationMessages();
+            let tuple = pg_sys::SearchSysCache1(RELOID, key);
+            if tuple.is_null() {
+                return Ok(None);
+            }
+            let class = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
+            let schema = pg_sys::get_namespace_name(class.relnamespace);
+            let found = (!schema.is_null()).then(|| Relation {
+                oid,
+                name: Name::new(text(schema), text(class.relname.data.as_ptr())),
+                owner: class.relowner.to_u32(),
+                kind: letter(class.relkind),
+                persistence: letter(class.relpersistence),
+                filenode: class.relfilenode.to_u32(),
+            });
+            pg_sys::ReleaseSysCache(tuple);
+            Ok(found)
+        }
     }
 
     /// Owner as PostgreSQL's type.
     pub fn owner(&self) -> pg_sys::Oid {
         pg_sys::Oid::from(self.owner)
     }
+}
+
+unsafe fn text(name: *const c_char) -> String {
+    // SAFETY: the caller's: a NUL-terminated string. Names are UTF-8 in the databases that the extension runs in.
+    unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+}
+
+fn letter(code: c_char) -> String {
+    char::from(code.to_ne_bytes()[0]).to_string()
 }

@@ -3,6 +3,7 @@
 use migrator_core::failure::{Failure, code};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
+use pgrx::spi::OwnedPreparedStatement;
 use serde::de::DeserializeOwned;
 
 fn failed(sql: &str, error: &pgrx::spi::Error) -> Failure {
@@ -50,6 +51,30 @@ pub fn fetch_one<T: DeserializeOwned>(sql: &str, args: &[DatumWithOid<'_>]) -> R
 /// The first row of a query, if there is one.
 pub fn fetch_optional<T: DeserializeOwned>(sql: &str, args: &[DatumWithOid<'_>]) -> Result<Option<T>, Failure> {
     Ok(fetch(sql, args)?.into_iter().next())
+}
+
+/// A statement that was parsed and planned beforehand; its plan lives until this is dropped.
+pub struct Prepared {
+    statement: OwnedPreparedStatement,
+    sql: String,
+}
+
+/// Parses a statement with these types of parameters under the role and settings in force, which must be the same
+/// when it is run. It returns one jsonb.
+pub fn prepare(sql: String, parameters: &[PgOid]) -> Result<Prepared, Failure> {
+    let statement = Spi::connect_mut(|client| client.prepare_mut(sql.as_str(), parameters).map(|plan| plan.keep()))
+        .map_err(|error| failed(&sql, &error))?;
+    Ok(Prepared { statement, sql })
+}
+
+/// Runs a prepared statement and returns its one jsonb as a structure.
+pub fn run<T: DeserializeOwned>(prepared: &Prepared, args: &[DatumWithOid<'_>]) -> Result<T, Failure> {
+    let row =
+        Spi::connect_mut(|client| client.update(&prepared.statement, None, args)?.first().get_one::<pgrx::JsonB>())
+            .map_err(|error| failed(&prepared.sql, &error))?;
+    let row =
+        row.ok_or_else(|| Failure::new(code::INTERNAL, "a query of migrator found no row").detail(&*prepared.sql))?;
+    decode(&prepared.sql, vec![row]).map(|mut rows| rows.remove(0))
 }
 
 fn wrapped(sql: &str) -> String {

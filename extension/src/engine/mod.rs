@@ -14,6 +14,7 @@ pub mod guard;
 pub mod load;
 pub mod recheck;
 pub mod reconcile;
+pub mod rest;
 pub mod settle;
 pub mod shape;
 pub mod snapshot;

@@ -48,7 +48,7 @@ const BATCH_BLOCKS: u64 = 16;
 /// A take of more keys than this moves the fence that older snapshots must not cross (see `fence`).
 const LARGE: i64 = 1000;
 /// Nested loops over the key indexes: the planner does not know how few keys a batch has.
-const BY_INDEX: [(&str, &str); 3] =
+pub const BY_INDEX: [(&str, &str); 3] =
     [("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("enable_seqscan", "off")];
 
 /// Takes one batch from the log, or everything after a TRUNCATE.
@@ -65,12 +65,6 @@ pub fn batch(change: &Change) -> Result<Taken, Failure> {
         None => return Ok(Taken::default()),
     };
     widening(change, &segments, take, &BY_INDEX)
-}
-
-/// Takes the whole visible log in one statement: under the swap's lock, where little is left.
-pub fn rest(change: &Change) -> Result<Taken, Failure> {
-    let segments = log::segments(change.id, change.direction());
-    widening(change, &segments, Take::All { segments: &segments }, &BY_INDEX)
 }
 
 /// The first reconcile: while the shadow has no index, one pass over everything that was written during the copy.
@@ -149,7 +143,8 @@ fn run(change: &Change, take: Take<'_>, settings: &[(&str, &str)]) -> Result<Tak
     Ok(Taken { taken, keys, deleted, inserted, truncated })
 }
 
-fn deferrable(change: &Change) -> Result<Option<String>, Failure> {
+/// The deferrable unique and exclusion constraints of the rear table, for SET CONSTRAINTS.
+pub fn deferrable(change: &Change) -> Result<Option<String>, Failure> {
     #[derive(Deserialize)]
     struct Names {
         names: Option<String>,

@@ -12,7 +12,7 @@ use crate::catalog::{role, spi};
 use crate::crash;
 use crate::engine::carry::{self, Carryover};
 use crate::engine::change::Change;
-use crate::engine::drain;
+use crate::engine::rest::{self, Rest};
 use crate::engine::{bad_row, guard, reconcile, snapshot, sync};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal};
@@ -71,9 +71,6 @@ pub struct Wants {
 
 /// Log rows that an attempt under the lock may still have to take; with more, it drains again first.
 const NEAR_ZERO: i64 = 200;
-/// Keys that an exchange may replay itself. Older snapshots do not see those rows in the table that becomes live.
-const BACKLOG: i64 = 1000;
-
 /// Exchanges the tables of all given changes in this transaction: all of them, or, failing, none.
 pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Change>, Failure> {
     if !wants.in_transaction {
@@ -103,7 +100,7 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
     }
     let names = held.iter().map(|change| change.name().plain()).collect::<Vec<_>>().join(", ");
     give_way(&held)?;
-    let mut budget = BACKLOG * 5;
+    let mut budget = rest::AT_MOST * 5;
     for change in &held {
         drain(change, &mut budget)?;
         // What stood in the way of a row may be gone by now.
@@ -114,14 +111,14 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
         make_room(change, way)?;
     }
     let what = format!("{} of {names} was not done", way.verb());
-    let prepared = std::cell::RefCell::new(Vec::<(Carryover, String)>::new());
+    let prepared = std::cell::RefCell::new(Vec::<Prepared>::new());
     lock::series(
         &what,
         lock::ATTEMPTS,
         || {
             let mut wanted: Vec<Wanted> = vec![];
-            for (carryover, _) in prepared.borrow().iter() {
-                for lock in &carryover.locks {
+            for ready in prepared.borrow().iter() {
+                for lock in &ready.carryover.locks {
                     if !wanted.contains(lock) {
                         wanted.push(*lock);
                     }
@@ -140,21 +137,34 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
             for change in &held {
                 drain(change, &mut budget)?;
             }
-            prepare_all(&held, way, &mut prepared.borrow_mut())
+            let known = prepared.take();
+            let mut known = known.into_iter();
+            for change in &held {
+                let ready = prepare(change, way, known.next())?;
+                // Run once before the lock, so that under it everything is planned and in the caches.
+                if ready.rest.run(change).is_err() {
+                    drain(change, &mut budget)?;
+                    bad_row::refuse(change, way.before())?;
+                }
+                prepared.borrow_mut().push(ready);
+            }
+            Ok(())
         },
         || {
             // All checks before the first move: moving one table rewrites foreign keys of another.
-            for (change, (_, fingerprint)) in held.iter().zip(prepared.borrow().iter()) {
-                last_keys(change, way, fingerprint)?;
+            let mut rows = vec![];
+            for (change, ready) in held.iter().zip(prepared.borrow().iter()) {
+                rows.push(ready.rest.run(change)?);
+                still_so(change, way, ready)?;
             }
-            for (change, (carryover, _)) in held.iter().zip(prepared.borrow().iter()) {
-                one(change, way, carryover)?;
+            for ((change, ready), rows) in held.iter().zip(prepared.borrow().iter()).zip(rows) {
+                one(change, way, &ready.carryover, rows)?;
             }
             Ok(())
         },
     )?;
     crash::point(way.verb());
-    held.iter().map(Change::again).collect()
+    Ok(held)
 }
 
 /// Refuses, before anything is changed, what cannot be exchanged now.
@@ -172,13 +182,9 @@ fn check(change: &Change, way: Way) -> Result<(), Failure> {
         });
     }
     snapshot::refuse_old(change, way.verb())?;
-    match way {
-        Way::Swap => sync::check_definitions(change)?,
-        Way::Rollback => sync::check_unchanged_since_swap(change)?,
-    }
-    sync::check_ground(change)?;
+    unchanged(change, way)?;
     let backlog = reconcile::backlog(change)?;
-    if backlog > BACKLOG {
+    if backlog > rest::AT_MOST {
         // What is replayed by the exchange itself is invisible to every snapshot that is open now.
         return Err(Failure::new(
             code::IN_USE,
@@ -285,23 +291,54 @@ fn key(change: &Change, direction: Direction) -> Vec<Ident> {
         .collect()
 }
 
-fn prepare_all(held: &[Change], way: Way, prepared: &mut Vec<(Carryover, String)>) -> Result<(), Failure> {
-    let mut fresh = vec![];
-    for (place, change) in held.iter().enumerate() {
-        let (front, rear) = change.front_and_rear()?;
-        let fingerprint = carry::fingerprint(front.oid)?;
-        if let Some((carryover, known)) = prepared.get(place)
-            && *known == fingerprint
-        {
-            fresh.push((carryover.clone(), fingerprint));
-            continue;
+/// What an exchange of one change has worked out before it asks for a lock.
+struct Prepared {
+    carryover: Carryover,
+    /// What the carry-over was worked out from.
+    fingerprint: String,
+    /// How many messages about catalog changes this session had received before that was looked at.
+    heard: u64,
+    rest: Rest,
+}
+
+fn prepare(change: &Change, way: Way, known: Option<Prepared>) -> Result<Prepared, Failure> {
+    let heard = heard();
+    unchanged(change, way)?;
+    bad_row::refuse(change, way.before())?;
+    let (front, rear) = change.front_and_rear()?;
+    let fingerprint = carry::fingerprint(front.oid)?;
+    let carryover = match known {
+        Some(known) if known.fingerprint == fingerprint => known.carryover,
+        _ => {
+            let carryover = gather(change, way, &front, &rear)?;
+            run(&carryover.before_lock)?;
+            carryover
         }
-        let carryover = gather(change, way, &front, &rear)?;
-        run(&carryover.before_lock)?;
-        fresh.push((carryover, fingerprint));
+    };
+    Ok(Prepared { carryover, fingerprint, heard, rest: Rest::prepare(change)? })
+}
+
+/// How many messages about catalog changes by other sessions have arrived, those included that wait to be read.
+///
+/// Every commit that changed a row of a catalog with a cache sends some, before it gives its locks back: so where the
+/// number is the same, no relation, column, right, rule, trigger, constraint, type, function, statistics object or
+/// publication has changed. What leaves no message (pg_depend, pg_description) changes together with something that
+/// does, or under a lock on the table that our SHARE UPDATE EXCLUSIVE keeps out.
+fn heard() -> u64 {
+    // SAFETY: as LockRelationOid() calls it; the counter is this session's own.
+    unsafe {
+        pgrx::pg_sys::AcceptInvalidationMessages();
+        pgrx::pg_sys::SharedInvalidMessageCounter
     }
-    *prepared = fresh;
-    Ok(())
+}
+
+/// Refuses what was changed by somebody since the change was made (or swapped).
+fn unchanged(change: &Change, way: Way) -> Result<(), Failure> {
+    sync::check_ground(change)?;
+    match way {
+        Way::Swap => sync::check_definitions(change),
+        Way::Rollback => sync::check_unchanged_since_swap(change),
+    }
 }
 
 fn gather(change: &Change, way: Way, front: &Relation, rear: &Relation) -> Result<Carryover, Failure> {
@@ -344,33 +381,24 @@ fn run(statements: &[carry::Statement]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Under all locks: the last keys, and whether everything still is as it was when the exchange was prepared.
-fn last_keys(change: &Change, way: Way, fingerprint: &str) -> Result<(), Failure> {
-    // Nobody writes any more: what the log holds now is all there will be.
-    if drain::bytes(change.id, change.direction())? > 0 && reconcile::backlog(change)? > NEAR_ZERO * 5 {
-        return Err(Failure::new(code::LOCK_NOT_AVAILABLE, "too many keys came in while the lock was waited for"));
+/// Under all locks: whether everything still is as it was when the exchange was prepared.
+fn still_so(change: &Change, way: Way, ready: &Prepared) -> Result<(), Failure> {
+    if heard() == ready.heard {
+        return Ok(());
     }
-    if reconcile::truncated(change)? {
-        return Err(Failure::new(code::LOCK_NOT_AVAILABLE, "the table was truncated while the lock was waited for"));
-    }
-    reconcile::rest(change)?;
-    bad_row::refuse(change, way.before())?;
-    sync::check_ground(change)?;
+    unchanged(change, way)?;
     let (front, _) = change.front_and_rear()?;
-    if carry::fingerprint(front.oid)? != fingerprint {
+    if carry::fingerprint(front.oid)? != ready.fingerprint {
         return Err(Failure::new(
             code::LOCK_NOT_AVAILABLE,
             "what hangs on the table changed while the lock was waited for",
         ));
     }
-    match way {
-        Way::Swap => sync::check_definitions(change),
-        Way::Rollback => sync::check_unchanged_since_swap(change),
-    }
+    Ok(())
 }
 
 /// One exchange, under all locks.
-fn one(change: &Change, way: Way, carryover: &Carryover) -> Result<(), Failure> {
+fn one(change: &Change, way: Way, carryover: &Carryover, rows: i64) -> Result<(), Failure> {
     let mut change = change.clone();
     let (front, rear) = change.front_and_rear()?;
     crash::point("swap_locked");
@@ -402,7 +430,7 @@ fn one(change: &Change, way: Way, carryover: &Carryover) -> Result<(), Failure> 
         "update migrator.change set capture = $2, swap_xid = pg_catalog.pg_current_xact_id(), kept = $3, unvalidated = $4, backlog = 0, \
          fence_xid = null, front_definitions = $6, swapped_at = case when $5 then pg_catalog.clock_timestamp() end, \
          rolled_back = rolled_back + case when $5 then 0 else 1 end, verify_rounds = 0, \
-         on_ready = case when $5 then on_ready else 'wait' end where id = $1",
+         on_ready = case when $5 then on_ready else 'wait' end, rows_caught_up = rows_caught_up + $7 where id = $1",
         &[
             change.id.into(),
             capture.into(),
@@ -410,6 +438,7 @@ fn one(change: &Change, way: Way, carryover: &Carryover) -> Result<(), Failure> 
             JsonB(unvalidated.into()).into(),
             (way == Way::Swap).into(),
             definitions.into(),
+            rows.into(),
         ],
     )?;
     change.set_state(match way {
