@@ -195,6 +195,9 @@ impl Change {
             &[self.id.into(), next.as_str().into()],
         )?;
         self.event("state", &format!("{} -> {next}", self.state), json!({"from": self.state, "to": next}))?;
+        // Batches may be committed without waiting for the disk; what others go by may not.
+        // SAFETY: sets a flag of this transaction.
+        unsafe { pg_sys::ForceSyncCommit() };
         self.state = next;
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
 use crate::crash;
 use crate::engine::carry::{self, Carryover};
-use crate::engine::change::Change;
+use crate::engine::change::{Change, plain_regclass};
 use crate::engine::rest::{self, Rest};
 use crate::engine::{bad_row, guard, reconcile, snapshot, sync};
 use migrator_core::failure::{Failure, code};
@@ -102,10 +102,10 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
     give_way(&held)?;
     let mut budget = rest::AT_MOST * 5;
     for change in &held {
-        drain(change, &mut budget)?;
+        drain(change, way, &mut budget)?;
         // What stood in the way of a row may be gone by now.
         if bad_row::retry(change, way.before())? > 0 {
-            drain(change, &mut budget)?;
+            drain(change, way, &mut budget)?;
             bad_row::refuse(change, way.before())?;
         }
         make_room(change, way)?;
@@ -135,7 +135,7 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
         },
         || {
             for change in &held {
-                drain(change, &mut budget)?;
+                drain(change, way, &mut budget)?;
             }
             let known = prepared.take();
             let mut known = known.into_iter();
@@ -143,7 +143,7 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
                 let ready = prepare(change, way, known.next())?;
                 // Run once before the lock, so that under it everything is planned and in the caches.
                 if ready.rest.run(change).is_err() {
-                    drain(change, &mut budget)?;
+                    drain(change, way, &mut budget)?;
                     bad_row::refuse(change, way.before())?;
                 }
                 prepared.borrow_mut().push(ready);
@@ -191,12 +191,19 @@ fn check(change: &Change, way: Way) -> Result<(), Failure> {
             format!("{} of table {} waits: {backlog} keys are not replayed yet", way.verb(), change.name().plain()),
         )
         .detail("They are replayed in transactions of their own, which an exchange cannot have. Nothing was changed.")
-        .hint(format!(
-            "The agent does that by itself; without one: call migrator.prepare('{}'); then call this again.",
-            change.name().plain()
-        )));
+        .hint(catch_up_first(change, way)));
     }
     Ok(())
+}
+
+/// The agent keeps a change in step by itself. Without one, the two calls have to follow each other at once.
+fn catch_up_first(change: &Change, way: Way) -> String {
+    let table = plain_regclass(&change.name());
+    let verb = way.verb();
+    format!(
+        "With an agent, call this again in a moment; without one, give both in one line: \
+         call migrator.prepare('{table}'); select * from migrator.{verb}('{table}');"
+    )
 }
 
 /// SHARE UPDATE EXCLUSIVE on both tables, waited for longer than deadlock_timeout.
@@ -220,7 +227,7 @@ fn give_way(held: &[Change]) -> Result<(), Failure> {
 }
 
 /// Replays the log until next to nothing is left, as long as that is little altogether.
-fn drain(change: &Change, budget: &mut i64) -> Result<(), Failure> {
+fn drain(change: &Change, way: Way, budget: &mut i64) -> Result<(), Failure> {
     loop {
         let taken = reconcile::batch(change)?;
         *budget -= taken.taken;
@@ -233,10 +240,7 @@ fn drain(change: &Change, budget: &mut i64) -> Result<(), Failure> {
                 format!("table {} is written too fast for the moment that this takes", change.name().plain()),
             )
             .detail(format!("{} keys are waiting. Nothing was changed.", reconcile::backlog(change)?))
-            .hint(format!(
-                "Let them be replayed first (the agent, or call migrator.prepare('{}');), then call this again.",
-                change.name().plain()
-            )));
+            .hint(catch_up_first(change, way)));
         }
     }
 }
