@@ -1,7 +1,8 @@
 //! How long the lock of a swap lasts, seen by a second session.
 //!
-//! The session asks `pg_locks` as often as it can, in statements of their own: one long statement would hold a
-//! snapshot, and a swap waits for old snapshots. A hold counts from the last look that did not see the lock to the
+//! The session asks `pg_locks` every millisecond, in statements of their own: one long statement would hold a
+//! snapshot, and a swap waits for old snapshots. Not more often: each look takes all partitions of the lock table, and
+//! a session that does nothing else makes what it measures wait. A hold counts from the last look that did not see the lock to the
 //! first look that no longer sees it, so what is reported is never too short; the gap between two looks is the error.
 
 use crate::{Database, Result, Session};
@@ -76,6 +77,7 @@ async fn look(session: &Session, table: &str, stop: &AtomicBool) -> Result<Holds
             }
         }
         before = now;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(holds)
 }
