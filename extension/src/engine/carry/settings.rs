@@ -13,6 +13,7 @@ use migrator_core::failure::Failure;
 use migrator_core::ident::{Ident, Name, literal};
 use pgrx::pg_sys;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 
 /// One setting. Two settings of front and rear are the same one when kind, object and column agree, the column
 /// under its name in the rear.
@@ -152,13 +153,17 @@ pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
     let mut rear_settings = read(g.swap.rear.oid)?;
     complete(&mut front_settings, &mut rear_settings);
     complete(&mut rear_settings, &mut front_settings);
+    // By the key that the same setting has in the rear; those of columns that the rear has not are left out.
+    let ours: BTreeMap<String, &Setting> = front_settings
+        .iter()
+        .filter_map(|ours| match ours.column.as_deref() {
+            None => Some((ours.key(None), ours)),
+            Some(column) => g.columns.to(column).map(|column| (ours.key(Some(column.as_str())), ours)),
+        })
+        .collect();
     for mut theirs in rear_settings {
         let key = theirs.key(theirs.column.as_deref());
-        let ours = front_settings.iter().find(|ours| {
-            let column = ours.column.as_deref().map(|column| g.columns.to(column).map(Ident::as_str));
-            column != Some(None) && ours.key(column.flatten()) == key
-        });
-        if let Some(ours) = ours {
+        if let Some(ours) = ours.get(&key) {
             let base = g.last.as_ref().and_then(|last| {
                 let base = last.settings.get(&ours.key(ours.column.as_deref())).cloned();
                 // An option that was set nowhere was not listed.
