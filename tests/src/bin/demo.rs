@@ -307,7 +307,7 @@ impl Figures {
         line("the whole demo", format!("{:.0} s", self.whole.as_secs_f64()));
         println!(
             "\nThe lock hold is the time in which ACCESS EXCLUSIVE was held on the table, {} times, seen by a second session\n\
-             that looked at pg_locks without pause; the widest gap between two looks was {}.",
+             that looked at pg_locks every millisecond; the widest gap between two looks was {}.",
             self.holds.each.len(),
             milliseconds(self.holds.widest_gap)
         );
