@@ -18,6 +18,7 @@ help:
 	@echo 'make test                      everything that is tested: SUITE=golden, TEST=name, MIGRATOR_PG=15,18 select'
 	@echo 'make test-full                 the same with the long variants'
 	@echo 'make lint                      formatting, clippy, licences'
+	@echo 'make versions                  compile the extension for the versions of PostgreSQL that no server here has'
 	@echo 'make deny                      licences and known vulnerabilities of dependencies'
 	@echo 'make bench                     measurements: SCALE=, DURATION=, ARGS= select'
 	@echo 'make install PG_CONFIG=path    build the extension and install it into a PostgreSQL (SUDO=sudo, PROFILE=dev)'
@@ -48,11 +49,13 @@ bench: setup-extras
 test: setup-extras
 	@tools/test '$(SUITE)' '$(TEST)'
 test-full: export MIGRATOR_TEST_FULL = 1
-test-full: test
+test-full: versions test
 
-.PHONY: lint deny
+.PHONY: lint versions deny
 lint: setup
 	@tools/lint
+versions: setup
+	@tools/check-versions
 deny:
 	@tools/deny
 

@@ -4,7 +4,7 @@
 //! an allowed kind, and on no other relation: `add column x int; drop table users` is none.
 
 use crate::catalog::attempt::attempt;
-use crate::catalog::expression::{Raw, length, nth, owned};
+use crate::catalog::expression::{Raw, length, nth, owned, word};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Name, plain};
 use pgrx::pg_sys;
@@ -162,7 +162,7 @@ unsafe fn read_added(table: &Name, text: &str, column: &pg_sys::ColumnDef) -> Re
             }
         }
         if let Some(kind) = column.typeName.as_ref().filter(|kind| length(kind.names) == 1) {
-            let word = owned((*nth::<pg_sys::String>(kind.names, 0).expect("the list has one element")).sval);
+            let word = word(kind.names, 0).expect("the list has one element");
             // The names that transformColumnDefinition (parse_utilcmd.c) makes sequences of.
             if ["smallserial", "serial2", "serial", "serial4", "bigserial", "serial8"].contains(&word.as_str()) {
                 added.counted = Some("serial");
@@ -174,6 +174,10 @@ unsafe fn read_added(table: &Name, text: &str, column: &pg_sys::ColumnDef) -> Re
 
 /// Why an action is refused; None for those that are taken.
 pub(super) fn refused(subtype: At::Type) -> Option<&'static str> {
+    #[cfg(not(feature = "pg14"))]
+    if subtype == At::AT_SetAccessMethod {
+        return None;
+    }
     #[cfg(not(any(feature = "pg14", feature = "pg15", feature = "pg16")))]
     if subtype == At::AT_SetExpression {
         return None;
@@ -192,7 +196,6 @@ pub(super) fn refused(subtype: At::Type) -> Option<&'static str> {
         | At::AT_ValidateConstraint
         | At::AT_SetLogged
         | At::AT_SetUnLogged
-        | At::AT_SetAccessMethod
         | At::AT_SetTableSpace
         | At::AT_SetRelOptions
         | At::AT_ResetRelOptions

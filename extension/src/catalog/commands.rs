@@ -5,7 +5,7 @@
 
 use crate::catalog::actions::{self, Token, c_string, explained, is_placeholder, not_actions};
 use crate::catalog::attempt::attempt;
-use crate::catalog::expression::{length, nth, owned};
+use crate::catalog::expression::{length, nth, owned, word};
 use migrator_core::alter::{ForeignKey, Indexed, Kind};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, Name};
@@ -236,9 +236,7 @@ unsafe fn read_constraint(constraint: &pg_sys::Constraint) -> Kind {
 
 unsafe fn strings(list: *mut pg_sys::List) -> Vec<String> {
     // SAFETY: a list of String nodes.
-    unsafe {
-        (0..length(list)).filter_map(|at| nth::<pg_sys::String>(list, at)).map(|node| owned((*node).sval)).collect()
-    }
+    unsafe { (0..length(list)).filter_map(|at| word(list, at)).collect() }
 }
 
 /// A constraint inside ADD COLUMN: where its text is, and what it is.

@@ -5,7 +5,7 @@
 //! renames or retypes. This module answers and refuses; it changes nothing.
 
 use crate::catalog::relation::Relation;
-use crate::catalog::spi;
+use crate::catalog::{spi, version};
 use migrator_core::columns::Columns;
 use migrator_core::dependant::{Dependency, On, Reason, Verdict, judge, judge_shared, judge_upward};
 use migrator_core::failure::{Failure, code};
@@ -287,7 +287,8 @@ struct Unlisted {
 
 /// What names a table without pg_depend, or hangs on it in a way that only its own catalog tells.
 fn unlisted(front: &Relation) -> Result<(), Failure> {
-    let found: Option<Unlisted> = spi::fetch_optional(UNLISTED, &[pg_sys::Oid::from(front.oid).into()])?;
+    let found: Option<Unlisted> =
+        spi::fetch_optional(&version::complete(UNLISTED), &[pg_sys::Oid::from(front.oid).into()])?;
     found.map_or(Ok(()), |found| {
         Err(Failure::new(
             code::NOT_SUPPORTED,
@@ -305,7 +306,7 @@ const UNLISTED: &str = "\
         union all \
         select pg_catalog.format('publication %I', p.pubname), 'publishes all tables of its schema', \
                'List the tables in the publication (for table …) instead of its schema.' \
-        from pg_catalog.pg_publication_namespace n join pg_catalog.pg_publication p on p.oid = n.pnpubid where n.pnnspid = c.relnamespace \
+        from @published_schemas@ n join pg_catalog.pg_publication p on p.oid = n.pnpubid where n.pnnspid = c.relnamespace \
         union all \
         select pg_catalog.format('publication %I', p.pubname), 'publishes the table by its identity', \
                'Take the table out of the publication (alter publication … drop table …), and add it again after finish.' \

@@ -343,6 +343,17 @@ pub(super) unsafe fn nth<T>(list: *mut pg_sys::List, at: usize) -> Option<*mut T
     Some(unsafe { pg_sys::list_nth(list, i32::try_from(at).expect("lists are short")).cast::<T>() })
 }
 
+/// The nth string of a list of names, if it has so many.
+pub(super) unsafe fn word(list: *mut pg_sys::List, at: usize) -> Option<String> {
+    // SAFETY: the caller's: a list of String nodes, which are Value nodes before 15.
+    unsafe {
+        #[cfg(feature = "pg14")]
+        return nth::<pg_sys::Value>(list, at).map(|node| owned((*node).val.str_));
+        #[cfg(not(feature = "pg14"))]
+        return nth::<pg_sys::String>(list, at).map(|node| owned((*node).sval));
+    }
+}
+
 /// Length of a list; NIL is a null pointer.
 pub(super) fn length(list: *mut pg_sys::List) -> usize {
     // SAFETY: null or a List.

@@ -1,6 +1,6 @@
 //! A digest of all catalog rows that say what hangs on a table.
 
-use crate::catalog::spi;
+use crate::catalog::{spi, version};
 use migrator_core::failure::Failure;
 use pgrx::pg_sys;
 use serde::Deserialize;
@@ -13,7 +13,7 @@ pub fn of(table: u32) -> Result<String, Failure> {
     struct Digest {
         digest: String,
     }
-    let digest: Digest = spi::fetch_one(DIGEST, &[pg_sys::Oid::from(table).into()])?;
+    let digest: Digest = spi::fetch_one(&version::complete(DIGEST), &[pg_sys::Oid::from(table).into()])?;
     Ok(digest.digest)
 }
 
@@ -53,7 +53,7 @@ const DIGEST: &str = "\
     union all select d.tableoid, d.ctid::pg_catalog.text, d.xmin::pg_catalog.text from pg_catalog.pg_depend d join parts e on e.oid = d.objid \
     union all select i.tableoid, i.ctid::pg_catalog.text, i.xmin::pg_catalog.text from pg_catalog.pg_inherits i where $1 in (i.inhrelid, i.inhparent) \
     union all select p.tableoid, p.ctid::pg_catalog.text, p.xmin::pg_catalog.text from pg_catalog.pg_publication p \
-    union all select p.tableoid, p.ctid::pg_catalog.text, p.xmin::pg_catalog.text from pg_catalog.pg_publication_namespace p \
+    union all select p.tableoid, p.ctid::pg_catalog.text, p.xmin::pg_catalog.text from @published_schemas@ p \
     union all select p.tableoid, p.ctid::pg_catalog.text, p.xmin::pg_catalog.text from pg_catalog.pg_subscription_rel p where p.srrelid = $1 \
     union all select l.tableoid, l.ctid::pg_catalog.text, l.xmin::pg_catalog.text from pg_catalog.pg_seclabel l join every e on e.oid = l.objoid \
     ) r";

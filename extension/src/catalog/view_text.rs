@@ -88,6 +88,9 @@ fn analyze(query: &str, from: &Name, to: &Name) -> Vec<Output> {
         let statements = pg_sys::raw_parser(text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
         let raw = pg_sys::list_nth(statements, 0).cast::<pg_sys::RawStmt>();
         exchange_names((*raw).stmt, (&raw mut exchange).cast());
+        #[cfg(feature = "pg14")]
+        let query = pg_sys::parse_analyze(raw, text.as_ptr(), ptr::null_mut(), 0, ptr::null_mut());
+        #[cfg(not(feature = "pg14"))]
         let query = pg_sys::parse_analyze_fixedparams(raw, text.as_ptr(), ptr::null(), 0, ptr::null_mut());
         let targets = (*query).targetList;
         for place in 0..(*targets).length {
