@@ -3,13 +3,12 @@
 
 mod agent;
 mod alter;
-mod cancel;
 mod cleanup;
 mod config;
 mod context;
 mod doctor;
+mod end;
 mod failure;
-mod finish;
 mod list;
 mod log;
 mod logging;
@@ -87,8 +86,12 @@ enum Command {
     Verify(verify::Verify),
     Pause(pause::Pause),
     Resume(resume::Resume),
-    Finish(finish::Finish),
-    Cancel(cancel::Cancel),
+    /// Keep a swapped change: its backup is dropped, and there is no way back afterwards
+    ///
+    /// Example: migrator finish orders --dry-run
+    Finish(end::End),
+    /// Give a change up before its swap: its shadow is dropped, the live table stays as it is
+    Cancel(end::End),
     Cleanup(cleanup::Cleanup),
     Log(log::Log),
     Doctor(doctor::Doctor),
@@ -127,8 +130,8 @@ impl Command {
             Command::Verify(it) => it.run(context).await,
             Command::Pause(it) => it.run(context).await,
             Command::Resume(it) => it.run(context).await,
-            Command::Finish(it) => it.run(context).await,
-            Command::Cancel(it) => it.run(context).await,
+            Command::Finish(it) => it.finish(context).await,
+            Command::Cancel(it) => it.cancel(context).await,
             Command::Cleanup(it) => it.run(context).await,
             Command::Log(it) => it.run(context).await,
             Command::Doctor(it) => it.run(context).await,
