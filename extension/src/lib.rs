@@ -38,6 +38,9 @@ pub extern "C-unwind" fn _PG_init() {
 }
 
 #[cfg(any(test, feature = "pg_test"))]
+#[path = "../../pgrx-tests/bulk.rs"]
+mod bulk_tests;
+#[cfg(any(test, feature = "pg_test"))]
 #[path = "../../pgrx-tests/capture.rs"]
 mod capture_tests;
 #[cfg(any(test, feature = "pg_test"))]
