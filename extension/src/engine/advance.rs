@@ -170,6 +170,10 @@ fn copying(change: &Change) -> Result<Advanced, Failure> {
             }
             sync::check_ground(change)?;
             let taken = reconcile::first(change)?;
+            if change.again()?.blocked.is_some() {
+                // So many rows do not fit that the rest was left in the log: no index can be built yet.
+                return step(change, "reconcile", taken.inserted);
+            }
             spi::execute(
                 "update migrator.change set rows_copied = (select coalesce(sum(rows), 0) from migrator.chunk where change = $1 and step = 'copy') where id = $1",
                 &[change.id.into()],

@@ -3,6 +3,7 @@
 pub mod advance;
 pub mod alter;
 pub mod bad_row;
+mod bisect;
 pub mod build;
 pub mod carry;
 pub mod change;
