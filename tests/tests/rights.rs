@@ -12,6 +12,7 @@ for_each_server!(
     code_of_the_owner_never_runs_as_superuser,
     rows_hidden_by_policies,
     a_hostile_search_path,
+    a_table_that_changes_hands,
 );
 
 /// Roles belong to the whole server, so each database has its own.
@@ -279,4 +280,72 @@ async fn a_hostile_search_path(server: Server) -> Result<()> {
     ensure!(rows == 190, "hostile operators decided: {rows} rows are left");
     ensure!(session.number("select count(*) from evil.caught").await? == 0, "functions of a hostile search_path ran");
     nothing_left_behind(&database).await
+}
+
+/// Neither of the two owners has any right but that of the owner; the second takes over in every state, and
+/// keeps the table.
+async fn a_table_that_changes_hands(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let (first, second) = (role(&session, &database, "first").await?, role(&session, &database, "second").await?);
+    session
+        .run(&format!(
+            "create schema estate; grant usage on schema estate to {first}, {second};
+             create table estate.deeds (id int generated always as identity primary key, v text, n int);
+             insert into estate.deeds (v, n) select 'v' || g, g from generate_series(1, 2000) g;
+             create index on estate.deeds (v); alter table estate.deeds owner to {first}"
+        ))
+        .await?;
+    let mut change = Change::create(&database, "estate.deeds", "alter column n type bigint").await?;
+    let (mut owner, mut other) = (&first, &second);
+    let write =
+        "update estate.deeds set v = v || '.' where id % 10 = 0; insert into estate.deeds (v, n) values ('new', 0)";
+    for state in ["created", "copying", "indexing", "catching_up", "ready", "swapped", "rollback"] {
+        if !matches!(state, "created" | "rollback") {
+            if state == "swapped" {
+                change.swap().await?;
+            } else {
+                change.until(|advance| advance.state == state).await?;
+            }
+        }
+        (owner, other) = (other, owner);
+        session.run(write).await?;
+        session.run(&format!("alter table estate.deeds owner to {owner}")).await?;
+        if state == "rollback" {
+            change.rollback().await?;
+        } else {
+            let end = if state == "swapped" { "swapped" } else { "ready" };
+            change.until(|advance| advance.done && advance.rows == 0 && advance.state == end).await?;
+        }
+        let rear = change.rear().await?;
+        let belongs =
+            "select string_agg(distinct c.relowner::regrole::text, ',') from pg_class c where c.relname like 'deeds%'";
+        ensure!(session.value(belongs).await? == *owner, "{state}: {}", session.value(belongs).await?);
+        // The one who gave it away sees no copy of it either.
+        let refusal = database.connect_as(other, "test:before").await?.refusal(&format!("select from {rear}")).await?;
+        ensure!(refusal.code == "42501", "{state}: {refusal}");
+        if matches!(state, "created" | "copying" | "indexing" | "catching_up") {
+            change.cancel().await?;
+            change = Change::create(&database, "estate.deeds", "alter column n type bigint").await?;
+        }
+    }
+    // Both tables at once, and what the old owner was granted is gone.
+    change.until_ready().await?;
+    session
+        .run(&format!(
+            "reassign owned by {owner} to {other}; drop owned by {owner}; grant usage on schema estate to {owner}"
+        ))
+        .await?;
+    session.run(write).await?;
+    change.until_in_step().await?;
+    let swapped = session.row(&format!("select * from migrator.swap(change => {})", change.id)).await?;
+    ensure!(swapped[2] == "t", "{swapped:?}");
+    change.until_in_step().await?;
+    ensure!(session.number("select count(*) from estate.deeds").await? == 2000 + 8, "rows lost");
+    change.finish().await?;
+    let now = session.value("select relowner::regrole from pg_class where oid = 'estate.deeds'::regclass").await?;
+    ensure!(now == *other, "the table belongs to {now}, not to {other}");
+    nothing_left_behind(&database).await?;
+    session.run("drop schema estate cascade").await?;
+    drop_roles(&session, &[&first, &second]).await
 }

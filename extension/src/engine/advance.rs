@@ -8,7 +8,7 @@ use crate::catalog::lock::{self, Hold};
 use crate::catalog::spi;
 use crate::engine::change::Change;
 use crate::engine::drain;
-use crate::engine::{bad_row, build, copy, guard, load, reconcile, settle, swap, sync, verify};
+use crate::engine::{bad_row, build, copy, guard, load, owner, reconcile, settle, swap, sync, verify};
 use migrator_core::failure::{Failure, code};
 use migrator_core::load::Verdict;
 use migrator_core::state::State;
@@ -94,6 +94,12 @@ fn next(change: Change) -> Result<Advanced, Failure> {
     let in_step = matches!(change.state, State::Ready | State::Swapped);
     if change.paused {
         return wait(&change, HOLD_MS, "paused");
+    }
+    if owner::changed(&change)? {
+        return alone(&change, |change| {
+            owner::follow(change)?;
+            step(change, "wait", 0)
+        });
     }
     let mut slow = None;
     if !in_step {

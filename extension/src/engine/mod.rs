@@ -13,6 +13,7 @@ pub mod drain;
 pub mod ensure;
 pub mod guard;
 pub mod load;
+pub mod owner;
 pub mod recheck;
 pub mod reconcile;
 pub mod rest;

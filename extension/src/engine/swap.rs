@@ -13,7 +13,7 @@ use crate::crash;
 use crate::engine::carry::{self, Carryover};
 use crate::engine::change::{Change, plain_regclass};
 use crate::engine::rest::{self, Rest};
-use crate::engine::{bad_row, guard, reconcile, snapshot, sync};
+use crate::engine::{bad_row, guard, owner, reconcile, snapshot, sync};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal};
 use migrator_core::sql::Direction;
@@ -102,6 +102,8 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
     give_way(&held)?;
     let mut budget = rest::AT_MOST * 5;
     for change in &held {
+        // Our lock keeps the next ALTER TABLE … OWNER TO out.
+        owner::follow(change)?;
         drain(change, way, &mut budget)?;
         // What stood in the way of a row may be gone by now.
         if bad_row::retry(change, way.before())? > 0 {
@@ -208,22 +210,9 @@ fn catch_up_first(change: &Change, way: Way) -> String {
 
 /// SHARE UPDATE EXCLUSIVE on both tables, waited for longer than deadlock_timeout.
 fn give_way(held: &[Change]) -> Result<(), Failure> {
-    #[derive(Deserialize)]
-    struct Time {
-        ms: i64,
-    }
-    let time: Time = spi::fetch_one(
-        "select setting::bigint + 2000 as ms from pg_catalog.pg_settings where name = 'deadlock_timeout'",
-        &[],
-    )?;
-    role::with_settings(&[("lock_timeout", &time.ms.to_string())], || {
-        for change in held {
-            for relation in [change.live, change.shadow] {
-                lock::relation(Wanted { relation, mode: Mode::ShareUpdateExclusive });
-            }
-        }
-    });
-    Ok(())
+    let tables = held.iter().flat_map(|change| [change.live, change.shadow]);
+    let wanted: Vec<Wanted> = tables.map(|relation| Wanted { relation, mode: Mode::ShareUpdateExclusive }).collect();
+    lock::patiently(&wanted)
 }
 
 /// Replays the log until next to nothing is left, as long as that is little altogether.
