@@ -14,6 +14,8 @@ for_each_server!(
     unique_values_that_move_after_the_swap,
     swapping_and_rolling_back_again_and_again,
     decisions_at_the_wrong_time,
+    writes_that_nobody_saw_after_the_swap,
+    writes_that_nobody_saw_after_the_rollback,
 );
 
 async fn a_dropped_column_comes_back_with_every_value(server: Server) -> Result<()> {
@@ -234,5 +236,118 @@ async fn decisions_at_the_wrong_time(server: Server) -> Result<()> {
     for over in ["select * from migrator.rollback('times')", "select migrator.finish('times')"] {
         session.refusal(over).await?;
     }
+    nothing_left_behind(&database).await
+}
+
+/// Capture is off for a while: what is written meanwhile is seen by nobody, and is there all the same after the rollback.
+async fn writes_that_nobody_saw_after_the_swap(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table books (id int primary key, title text unique, price numeric, memo text);
+             insert into books select g, 'title ' || g, g + 0.25, 'memo ' || g from generate_series(1, 500) g",
+        )
+        .await?;
+    let change = Change::create_with(
+        &database,
+        "public.books",
+        &format!(
+            "actions => {}, {}",
+            literal("alter column id type bigint, alter column price type int, drop column memo"),
+            arguments(r#"{"price": "floor(price)"}"#, "{}")
+        ),
+    )
+    .await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    let start = format!("select migrator.start_sync(change => {})", change.id);
+    let early = session.refusal(&start).await?;
+    ensure!(early.code == "55000" && early.hint.is_some(), "{early}");
+    session.run("update books set title = 'seen' where id = 1").await?;
+    for off in [
+        "alter table books disable trigger user",
+        "drop trigger migrator_capture_ID_update on books; drop trigger migrator_capture_ID_delete on books",
+    ] {
+        session.run(&off.replace("ID", &change.id.to_string())).await?;
+        session
+            .run(
+                "update books set title = 'unseen ' || id where id between 10 and 19; update books set price = 1000 where id = 20;
+                 delete from books where id = (select min(id) from books where id > 30);
+                 update books set id = -id where id = (select min(id) from books where id > 40);
+                 insert into books select max(id) + 1, 'new ' || max(id), 5 from books",
+            )
+            .await?;
+        let told = change.until(|advance| advance.step == "wait").await?.reason;
+        ensure!(told.contains("capture"), "{told}");
+        let refusal = session.refusal(&format!("select * from migrator.rollback(change => {})", change.id)).await?;
+        ensure!(
+            refusal.hint.as_ref().is_some_and(|hint| hint.contains("resume") || hint.contains("start_sync")),
+            "{refusal}"
+        );
+        // A row that the old shape cannot hold is named, as ever.
+        session.run("insert into books values (3000000000, 'too long', 1)").await?;
+        ensure!(session.value(&start).await? == "swapped", "the state should stay");
+        // What has to be compared is much more than an exchange may do.
+        let refusal = session.refusal(&format!("select * from migrator.rollback(change => {})", change.id)).await?;
+        ensure!(refusal.code == "55006" && refusal.hint.is_some(), "{refusal}");
+        change.until_in_step().await?;
+        let unfit = session.value(&format!("select unfit from migrator.status where change = {}", change.id)).await?;
+        ensure!(unfit.contains("3000000000"), "status does not name the row that does not fit back: {unfit:?}");
+        session.run("delete from books where id = 3000000000").await?;
+    }
+    let now = fingerprint(&session, "select id::bigint, title, floor(price)::int as price from books").await?;
+    change.until_in_step().await?;
+    change.rollback().await?;
+    let then = fingerprint(&session, "select id::bigint, title, floor(price)::int as price from books").await?;
+    ensure!(then == now, "the rollback lost writes that capture did not see");
+    let kept = "select count(*) from books where price = id + 0.25 and memo = 'memo ' || id";
+    ensure!(
+        session.number(kept).await? >= 490,
+        "{} rows kept what only the old shape has",
+        session.number(kept).await?
+    );
+    change.until_ready().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+/// The same after the rollback: what only the new shape has must not be thrown away with a copy begun anew.
+async fn writes_that_nobody_saw_after_the_rollback(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run("create table pets (id int primary key, name text); insert into pets select g, 'pet ' || g from generate_series(1, 300) g")
+        .await?;
+    let change = Change::create(&database, "public.pets", "add column chip text default 'none'").await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    session.run("update pets set chip = 'chip ' || id where id <= 200").await?;
+    change.until_in_step().await?;
+    change.rollback().await?;
+    change.until_ready().await?;
+    session
+        .run(
+            "alter table pets disable trigger user;
+             update pets set name = 'unseen' where id = 5; delete from pets where id = 6; insert into pets values (301, 'unseen');
+             alter table pets enable trigger user",
+        )
+        .await?;
+    let told = change.until(|advance| advance.step == "wait").await?.reason;
+    ensure!(told.contains("capture"), "{told}");
+    session.run(&format!("select migrator.start_sync(change => {})", change.id)).await?;
+    change.until_ready().await?;
+    change.until_in_step().await?;
+    change.swap().await?;
+    ensure!(
+        session.number("select count(*) from pets where chip = 'chip ' || id").await? == 199,
+        "values that only the new shape has are gone: {} are left",
+        session.number("select count(*) from pets where chip = 'chip ' || id").await?
+    );
+    let told = session
+        .value("select string_agg(concat_ws('|', id, name, chip), ' ' order by id) from pets where id in (5, 6, 301)")
+        .await?;
+    ensure!(told == "5|unseen|chip 5 301|unseen|none", "{told}");
+    change.finish().await?;
     nothing_left_behind(&database).await
 }

@@ -14,6 +14,7 @@ pub mod ensure;
 pub mod guard;
 pub mod load;
 pub mod owner;
+pub mod recapture;
 pub mod recheck;
 pub mod reconcile;
 pub mod rest;

@@ -185,12 +185,16 @@ fn check(change: &Change, way: Way) -> Result<(), Failure> {
     }
     snapshot::refuse_old(change, way.verb())?;
     unchanged(change, way)?;
-    let backlog = reconcile::backlog(change)?;
-    if backlog > rest::AT_MOST {
+    let waits = match reconcile::backlog(change)? {
+        _ if reconcile::truncated(change)? => "all rows of both tables have to be compared".to_owned(),
+        backlog if backlog > rest::AT_MOST => format!("{backlog} keys are not replayed yet"),
+        _ => String::new(),
+    };
+    if !waits.is_empty() {
         // What is replayed by the exchange itself is invisible to every snapshot that is open now.
         return Err(Failure::new(
             code::IN_USE,
-            format!("{} of table {} waits: {backlog} keys are not replayed yet", way.verb(), change.name().plain()),
+            format!("{} of table {} waits: {waits}", way.verb(), change.name().plain()),
         )
         .detail("They are replayed in transactions of their own, which an exchange cannot have. Nothing was changed.")
         .hint(catch_up_first(change, way)));
