@@ -47,7 +47,7 @@ A change through a shadow is driven to its swap in this call; it ends `swapped`,
 - strategy: `auto`; `in_place`: no shadow, refused where that would hold a strong lock for long; `concurrently`: as auto, with indexes built by statements that you run yourself (alter_plan shows them); `shadow`: all of it through a shadow.
 - transform, reverse: as for create_shadow; they need a shadow.
 
-Errors: 25001 inside a transaction block; 0A000 not possible in this way, or refused by create_shadow; 55P03 no lock within the attempts, call it again; 55000 the change is paused or blocked, or rows do not fit; 57014 statement_timeout counts the whole call.$$;
+Errors: 25001 inside a transaction block; 0A000 not possible in this way, or refused by create_shadow; 55P03 no lock within the attempts, call it again; 55000 the change is paused or blocked, or rows do not fit; 57014 Ctrl-C or pg_cancel_backend (statement_timeout does not end it, as a notice says).$$;
 
 comment on function migrator.alter_plan(regclass, text, text, jsonb, jsonb) is
 $$What alter_table with the same arguments would do. It tries the actions on an empty copy and takes that away again; writes nothing.
@@ -114,7 +114,7 @@ It may be stopped and called again at any time. It waits out holds, and ends at 
 
 - relation, change: the table, or the change's id; exactly one of them.
 
-Errors: 2D000 inside a transaction block; 57014 statement_timeout counts the whole call: set it to 0 for the session; 55000 the change is paused or blocked.$$;
+Errors: 2D000 inside a transaction block; 57014 Ctrl-C or pg_cancel_backend (statement_timeout does not end it, as a notice says); 55000 the change is paused or blocked.$$;
 
 comment on function migrator.verify(regclass, bigint) is
 $$Catches up and compares every row of both tables by a hash of its stored image, in one call and one transaction. Rows that differ are written anew and everything is compared again, up to three rounds.

@@ -13,6 +13,7 @@ for_each_server!(
     rows_hidden_by_policies,
     a_hostile_search_path,
     a_table_that_changes_hands,
+    a_role_with_a_statement_timeout,
 );
 
 /// Roles belong to the whole server, so each database has its own.
@@ -348,4 +349,60 @@ async fn a_table_that_changes_hands(server: Server) -> Result<()> {
     nothing_left_behind(&database).await?;
     session.run("drop schema estate cascade").await?;
     drop_roles(&session, &[&first, &second]).await
+}
+
+/// The role's limits are made for its application. A build that takes longer gets through all the same; Ctrl-C ends it, and
+/// what was done before is kept.
+async fn a_role_with_a_statement_timeout(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let owner = role(&session, &database, "hurried").await?;
+    session
+        .run(&format!(
+            "create table slow (id int primary key, v int); insert into slow select g, g from generate_series(1, 20) g;
+             create function slowly(v int) returns int immutable language plpgsql as $$ begin perform pg_sleep(0.05); return v; end $$;
+             create index on slow (slowly(v)); alter table slow owner to {owner};
+             alter role {owner} set statement_timeout = '800ms'"
+        ))
+        .await?;
+    if database.major() >= 17 {
+        session.run(&format!("alter role {owner} set transaction_timeout = '900ms'")).await?;
+    }
+    let client = database.connect_as(&owner, "test:owner").await?;
+    client.refusal("select pg_sleep(1)").await?;
+    let client = database.connect_as(&owner, "test:owner").await?;
+    let change = Change::create(&database, "public.slow", "alter column id type bigint").await?;
+    change.until(|advance| advance.state == "indexing").await?;
+    let step = format!("select step, reason from migrator.advance({})", change.id);
+    // The first build is disturbed.
+    let caller = database.connect_as(&owner, "test:owner").await?;
+    let building = format!(
+        "select count(*) from pg_stat_activity where pid = {} and state = 'active' and wait_event = 'PgSleep'",
+        caller.pid
+    );
+    let cancel = format!("select pg_cancel_backend({})", caller.pid);
+    let one_step = step.clone();
+    let stepping = tokio::spawn(async move {
+        loop {
+            if let Err(error) = caller.value(&one_step).await {
+                return error;
+            }
+        }
+    });
+    while session.number(&building).await? == 0 {
+        ensure!(!stepping.is_finished(), "no build was begun: {}", stepping.await?);
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    session.run(&cancel).await?;
+    ensure!(stepping.await?.code == "57014", "the build should have been cancelled");
+    while client.value(&step).await? == "build" {}
+    // And the call that does all the rest.
+    client.run(&format!("call migrator.prepare(change => {})", change.id)).await?;
+    ensure!(change.state().await? == "ready", "{}", change.told().await?);
+    client.refusal("select pg_sleep(1)").await?;
+    change.swap().await?;
+    change.finish().await?;
+    nothing_left_behind(&database).await?;
+    session.run("drop table slow; drop function slowly").await?;
+    drop_roles(&session, &[&owner]).await
 }

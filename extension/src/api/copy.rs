@@ -3,7 +3,7 @@
 use crate::api::arguments::RegClass;
 use crate::api::change::oid;
 use crate::catalog::lock::{self, Hold};
-use crate::catalog::spi;
+use crate::catalog::{spi, timeout};
 use crate::engine::change::Change;
 use crate::engine::{copy, guard, load, owner, recheck};
 use crate::raise::OrRaise;
@@ -80,7 +80,7 @@ fn verify(
 ) -> TableIterator<'static, (name!(compared, i64), name!(mismatched, i64), name!(rounds, i32))> {
     let found = guard::enter(oid(relation), change, |change| {
         lock::change(change.id, Hold::Alone);
-        recheck::whole(change.again()?)
+        timeout::unbounded(|| recheck::whole(change.again()?))
     })
     .or_raise();
     TableIterator::once(found)

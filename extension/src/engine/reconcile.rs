@@ -6,7 +6,7 @@
 
 use crate::capture::log;
 use crate::catalog::attempt::attempt;
-use crate::catalog::spi;
+use crate::catalog::{spi, timeout};
 use crate::crash;
 use crate::engine::bad_row;
 use crate::engine::bisect::{self, Rest};
@@ -76,7 +76,9 @@ pub fn first(change: &Change) -> Result<Taken, Failure> {
     let taken = match oldest(change, &segments)? {
         Oldest::Unknown => everything(change, &segments)?,
         Oldest::None if !truncated(change)? => Taken::default(),
-        Oldest::None | Oldest::At(..) => widening(change, &segments, Take::All { segments: &segments }, &[])?,
+        Oldest::None | Oldest::At(..) => {
+            timeout::unbounded(|| widening(change, &segments, Take::All { segments: &segments }, &[]))?
+        }
     };
     crash::point("first_reconcile");
     fence(change)?;
@@ -111,15 +113,17 @@ fn widening(change: &Change, segments: &[Name], take: Take<'_>, settings: &[(&st
 /// After a TRUNCATE: compares by key all that either table has.
 fn everything(change: &Change, segments: &[Name]) -> Result<Taken, Failure> {
     change.event("truncate", "comparing all rows of both tables", json!({}))?;
-    let taken = match run(change, Take::Everything { segments }, &[]) {
+    let taken = match timeout::unbounded(|| run(change, Take::Everything { segments }, &[])) {
         // As keys in the log they can be halved, until the rows that are refused stand alone.
         Err(failure) if sqlstate::belongs_to_row(&failure.code) => {
             let marker = log::marker(change.id, change.direction());
             let statement = change.with_tables(|tables| {
                 Ok(sql::relog_all(&change.plan, tables, change.direction(), segments, &marker))
             })?;
-            change.as_owner(&[], || spi::execute(&statement, &[]))?;
-            widening(change, segments, Take::All { segments }, &[])?
+            timeout::unbounded(|| {
+                change.as_owner(&[], || spi::execute(&statement, &[]))?;
+                widening(change, segments, Take::All { segments }, &[])
+            })?
         }
         outcome => Taken { truncated: false, ..outcome? },
     };
