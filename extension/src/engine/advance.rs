@@ -111,7 +111,11 @@ fn next(change: Change) -> Result<Advanced, Failure> {
                 return wait(&change, HOLD_MS, reason);
             }
         }
-        load::note(&change, slow.as_ref().map(|(_, reason)| reason.as_str()))?;
+        let news = load::note(&change, slow.as_ref().map(|(_, reason)| reason.as_str()))?;
+        if news && change.state == State::Indexing {
+            // A build may last for hours, and somebody may want to pause the change meanwhile.
+            return step(&change, "wait", 0);
+        }
     }
     let mut done = match change.state {
         State::Created => alone(&change, |change| {
