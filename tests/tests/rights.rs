@@ -14,6 +14,7 @@ for_each_server!(
     a_hostile_search_path,
     a_table_that_changes_hands,
     a_role_with_a_statement_timeout,
+    code_of_a_view_owner_gets_no_right_to_create,
 );
 
 /// Roles belong to the whole server, so each database has its own.
@@ -404,5 +405,59 @@ async fn a_role_with_a_statement_timeout(server: Server) -> Result<()> {
     change.finish().await?;
     nothing_left_behind(&database).await?;
     session.run("drop table slow; drop function slowly").await?;
+    drop_roles(&session, &[&owner]).await
+}
+
+/// A view's text runs its owner's code, here in the check of a domain whose array it has as a literal, which tries to make a table beside the view where the
+/// owner may not. The view is replaced once and made anew once.
+async fn code_of_a_view_owner_gets_no_right_to_create(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let owner = role(&session, &database, "viewer").await?;
+    session
+        .run(&format!(
+            "create schema shop; create schema theirs authorization {owner};
+             create table shop.goods (id int primary key, v text); insert into shop.goods select g, 'v' || g from generate_series(1, 100) g;
+             grant usage, create on schema shop to {owner}; grant select on shop.goods to {owner};
+             set role {owner};
+             create function theirs.grabs(v text) returns boolean language plpgsql as $$
+                 begin
+                     execute 'create table if not exists shop.grabbed ()';
+                     return true;
+                 exception when others then
+                     return true;
+                 end $$;
+             create domain theirs.grabbing as text check (theirs.grabs(value));
+             create view shop.kept as select v, '{{x}}'::theirs.grabbing[] as x from shop.goods;
+             create view shop.anew as select id, v, '{{x}}'::theirs.grabbing[] as x from shop.goods;
+             reset role; drop table if exists shop.grabbed; revoke create on schema shop from {owner};
+             grant select on shop.anew to public; comment on view shop.kept is 'kept'"
+        ))
+        .await?;
+    let change = Change::create(&database, "shop.goods", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    for turn in ["swap", "rollback"] {
+        if turn == "swap" {
+            change.swap().await?
+        } else {
+            change.rollback().await?
+        }
+        ensure!(
+            session.value("select to_regclass('shop.grabbed') is null").await? == "t",
+            "the view owner's code made a table in the schema while the {turn} lasted"
+        );
+        let views = session
+            .value("select string_agg(concat_ws(' ', relname, relnamespace::regnamespace, relowner::regrole, obj_description(oid)), ', ' order by relname) from pg_class where relname in ('kept', 'anew')")
+            .await?;
+        ensure!(views == format!("anew shop {owner}, kept shop {owner} kept"), "{views}");
+        let rows = session.number("select count(*) from shop.kept join shop.anew using (v)").await?;
+        ensure!(rows == 100, "the views show {rows} rows");
+    }
+    let may = session.value(&format!("select has_schema_privilege('{owner}', 'shop', 'create')")).await?;
+    ensure!(may == "f", "the right was left to the view's owner");
+    change.until_ready().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await?;
+    session.run("drop schema shop cascade; drop schema theirs cascade").await?;
     drop_roles(&session, &[&owner]).await
 }
