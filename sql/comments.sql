@@ -164,7 +164,7 @@ Returns one row:
 - rolled_back: whether it was taken back, with dry_run always false.
 - reason: why not.
 
-Errors: as for swap; 55000 also where the change is not swapped.$$;
+Errors: as for swap, but a paused change can be rolled back; 55000 also where the change is not swapped.$$;
 
 comment on function migrator.finish(regclass, bigint, boolean) is
 $$Ends a swapped change for good: capture off, the backup and all that belonged to the change dropped. There is no way back after it. Returns the new state, `finished`.
@@ -174,7 +174,7 @@ Takes ACCESS EXCLUSIVE on the table in attempts of at most 50 ms. Holds while a 
 - relation, change: the table, or the change's id; exactly one of them.
 - dry_run: only check whether anything stands in the way, and return the present state.
 
-Errors: 55000 not swapped, or paused; 23503 a foreign key is broken by rows; 55006 an old snapshot, its session named; 55P03 no lock within the attempts; 25001 inside a transaction block; 2BP01 something depends on the backup: it is named, and not dropped.$$;
+Errors: 55000 not swapped; 23503 a foreign key is broken by rows; 55006 an old snapshot, its session named; 55P03 no lock within the attempts; 25001 inside a transaction block; 2BP01 something depends on the backup: it is named, and not dropped.$$;
 
 comment on function migrator.cancel(regclass, bigint, boolean) is
 $$Gives a change up before its swap: capture off, the shadow and all that belonged to the change dropped. The live table stays as it is. Returns the new state, `cancelled`.
@@ -187,7 +187,7 @@ Takes ACCESS EXCLUSIVE on the live table in attempts of at most 50 ms, if captur
 Errors: 55000 the change is swapped (rollback or finish end it) or over; 55P03 no lock within the attempts; 25001 inside a transaction block, if capture was on; 2BP01 something depends on the shadow: it is named, and not dropped.$$;
 
 comment on function migrator.pause(regclass, bigint) is
-$$Stops all work on a change until resume; returns `paused`. The step in hand is finished. Capture goes on, so nothing is lost and the key log grows with every row written.
+$$Stops all work on a change that goes on by itself, and its swap, until resume; returns `paused`. The step in hand is finished. Capture goes on, so nothing is lost and the key log grows with every row written. Rollback, finish and cancel work on a paused change.
 
 - relation, change: the table, or the change's id; exactly one of them.
 

@@ -14,6 +14,7 @@ for_each_server!(
     unique_values_that_move_after_the_swap,
     swapping_and_rolling_back_again_and_again,
     decisions_at_the_wrong_time,
+    a_paused_change_can_be_ended,
     writes_that_nobody_saw_after_the_swap,
     writes_that_nobody_saw_after_the_rollback,
 );
@@ -349,5 +350,51 @@ async fn writes_that_nobody_saw_after_the_rollback(server: Server) -> Result<()>
         .await?;
     ensure!(told == "5|unseen|chip 5 301|unseen|none", "{told}");
     change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+/// A pause stops the work that goes on by itself. What somebody decides is done, or it is said what is in the way.
+async fn a_paused_change_can_be_ended(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run("create table halts (id int primary key, v text); insert into halts select g, 'v' || g from generate_series(1, 3000) g").await?;
+    let change = Change::create(&database, "public.halts", "alter column id type bigint, add column w int").await?;
+    let pause = format!("select migrator.pause(change => {})", change.id);
+    let resume = format!("select migrator.resume(change => {})", change.id);
+    let rollback = format!("select * from migrator.rollback(change => {})", change.id);
+    change.until_ready().await?;
+    session.run(&pause).await?;
+    let refusal = session.refusal(&format!("select * from migrator.swap(change => {})", change.id)).await?;
+    ensure!(refusal.hint.as_ref().is_some_and(|hint| hint.contains("resume")), "a swap while paused: {refusal}");
+    session.run(&resume).await?;
+    change.swap().await?;
+
+    session.run(&pause).await?;
+    session.run("update halts set v = 'much' where id <= 2000").await?;
+    let refusal = session.refusal(&rollback).await?;
+    ensure!(
+        refusal.hint.as_ref().is_some_and(|hint| hint.contains("resume")),
+        "a rollback with much to replay: {refusal}"
+    );
+    session.run(&resume).await?;
+    change.until_in_step().await?;
+    session.run(&pause).await?;
+    session.run("update halts set v = 'little' where id = 3; insert into halts values (3001, 'new')").await?;
+    ensure!(session.row(&rollback).await?[2] == "t", "the rollback was not done");
+    ensure!(session.value("select v from halts where id = 3").await? == "little", "the last write is missing");
+    ensure!(session.number("select count(*) from halts").await? == 3001, "rows are missing");
+    ensure!(change.state().await? == "paused", "it should still be paused: {}", change.told().await?);
+
+    session.run(&resume).await?;
+    change.until_ready().await?;
+    change.until_in_step().await?;
+    change.swap().await?;
+    session.run(&pause).await?;
+    change.finish().await?;
+    nothing_left_behind(&database).await?;
+    let change = Change::create(&database, "public.halts", "add column x int").await?;
+    change.until(|advance| advance.state == "copying").await?;
+    session.run(&format!("select migrator.pause(change => {})", change.id)).await?;
+    change.cancel().await?;
     nothing_left_behind(&database).await
 }

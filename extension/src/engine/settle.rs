@@ -87,9 +87,6 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
             failure
         });
     }
-    if change.paused {
-        guard::may_go_on(&change)?;
-    }
     snapshot::refuse_before_swap(&change)?;
     if dry_run {
         return Ok(change.state);
@@ -197,7 +194,8 @@ fn clear(change: &Change) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Stops all work on a change except capture. What is in hand is finished.
+/// Stops all work on a change that goes on by itself, except capture. What is in hand is finished; rollback, finish and cancel
+/// are somebody's decision, and are not stopped.
 pub fn pause(change: &Change) -> Result<(), Failure> {
     change.check_open()?;
     spi::execute(

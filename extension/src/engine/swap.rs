@@ -171,7 +171,11 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
 
 /// Refuses, before anything is changed, what cannot be exchanged now.
 fn check(change: &Change, way: Way) -> Result<(), Failure> {
-    guard::may_go_on(change)?;
+    match way {
+        Way::Swap => guard::may_go_on(change)?,
+        // Whoever wants the old table back is in no mood to resume first.
+        Way::Rollback => guard::not_blocked(change)?,
+    }
     if change.state != way.begins_in() {
         let failure = change.not_now(&format!("it is {}, not {}", change.state, way.begins_in()));
         return Err(match (way, change.state) {
@@ -206,6 +210,10 @@ fn check(change: &Change, way: Way) -> Result<(), Failure> {
 fn catch_up_first(change: &Change, way: Way) -> String {
     let table = plain_regclass(&change.name());
     let verb = way.verb();
+    if change.paused {
+        let resume = change.call("resume");
+        return format!("Nobody replays them while the change is paused. Let it go on: {resume} Then call this again.");
+    }
     format!(
         "With an agent, call this again in a moment; without one, give both in one line: \
          call migrator.prepare('{table}'); select * from migrator.{verb}('{table}');"
