@@ -47,7 +47,7 @@ A change through a shadow is driven to its swap in this call; it ends `swapped`,
 - strategy: `auto`; `in_place`: no shadow, refused where that would hold a strong lock for long; `concurrently`: as auto, with indexes built by statements that you run yourself (alter_plan shows them); `shadow`: all of it through a shadow.
 - transform, reverse: as for create_shadow; they need a shadow.
 
-Errors: 25001 inside a transaction block; 0A000 not possible in this way, or refused by create_shadow; 55P03 no lock within the attempts, call it again; 55000 the change is paused or blocked, or rows do not fit; 57014 statement_timeout counts the whole call.$$;
+Errors: 25001 inside a transaction block; 0A000 not possible in this way, or refused by create_shadow; 55P03 no lock within the attempts, call it again; 55000 the change is paused or blocked, or rows do not fit; 57014 Ctrl-C or pg_cancel_backend (statement_timeout does not end it, as a notice says).$$;
 
 comment on function migrator.alter_plan(regclass, text, text, jsonb, jsonb) is
 $$What alter_table with the same arguments would do. It tries the actions on an empty copy and takes that away again; writes nothing.
@@ -67,7 +67,7 @@ Errors: those of alter_table, as far as they can be known beforehand.$$;
 comment on function migrator.start_sync(regclass, bigint) is
 $$Switches capture on: from its commit the key of every row that is written goes into the change's key log. Returns the new state, `syncing`.
 
-Takes SHARE ROW EXCLUSIVE on the live table in attempts of at most 50 ms. Also begins anew the copy of a change that is blocked because capture was tampered with. `advance` and `prepare` call it by themselves.
+Takes SHARE ROW EXCLUSIVE on the live table in attempts of at most 50 ms. Also begins anew the copy of a change whose capture was tampered with; after a swap or a rollback the copy is kept, and all rows of both tables are compared instead, so the state returned is the one it has. `advance` and `prepare` call it by themselves.
 
 - relation, change: the table, or the change's id; exactly one of them.
 
@@ -114,7 +114,7 @@ It may be stopped and called again at any time. It waits out holds, and ends at 
 
 - relation, change: the table, or the change's id; exactly one of them.
 
-Errors: 2D000 inside a transaction block; 57014 statement_timeout counts the whole call: set it to 0 for the session; 55000 the change is paused or blocked.$$;
+Errors: 2D000 inside a transaction block; 57014 Ctrl-C or pg_cancel_backend (statement_timeout does not end it, as a notice says); 55000 the change is paused or blocked.$$;
 
 comment on function migrator.verify(regclass, bigint) is
 $$Catches up and compares every row of both tables by a hash of its stored image, in one call and one transaction. Rows that differ are written anew and everything is compared again, up to three rounds.
@@ -164,7 +164,7 @@ Returns one row:
 - rolled_back: whether it was taken back, with dry_run always false.
 - reason: why not.
 
-Errors: as for swap; 55000 also where the change is not swapped.$$;
+Errors: as for swap, but a paused change can be rolled back; 55000 also where the change is not swapped.$$;
 
 comment on function migrator.finish(regclass, bigint, boolean) is
 $$Ends a swapped change for good: capture off, the backup and all that belonged to the change dropped. There is no way back after it. Returns the new state, `finished`.
@@ -174,7 +174,7 @@ Takes ACCESS EXCLUSIVE on the table in attempts of at most 50 ms. Holds while a 
 - relation, change: the table, or the change's id; exactly one of them.
 - dry_run: only check whether anything stands in the way, and return the present state.
 
-Errors: 55000 not swapped, or paused; 23503 a foreign key is broken by rows; 55006 an old snapshot, its session named; 55P03 no lock within the attempts; 25001 inside a transaction block; 2BP01 something depends on the backup: it is named, and not dropped.$$;
+Errors: 55000 not swapped; 23503 a foreign key is broken by rows; 55006 an old snapshot, its session named; 55P03 no lock within the attempts; 25001 inside a transaction block; 2BP01 something depends on the backup: it is named, and not dropped.$$;
 
 comment on function migrator.cancel(regclass, bigint, boolean) is
 $$Gives a change up before its swap: capture off, the shadow and all that belonged to the change dropped. The live table stays as it is. Returns the new state, `cancelled`.
@@ -187,7 +187,7 @@ Takes ACCESS EXCLUSIVE on the live table in attempts of at most 50 ms, if captur
 Errors: 55000 the change is swapped (rollback or finish end it) or over; 55P03 no lock within the attempts; 25001 inside a transaction block, if capture was on; 2BP01 something depends on the shadow: it is named, and not dropped.$$;
 
 comment on function migrator.pause(regclass, bigint) is
-$$Stops all work on a change until resume; returns `paused`. The step in hand is finished. Capture goes on, so nothing is lost and the key log grows with every row written.
+$$Stops all work on a change that goes on by itself, and its swap, until resume; returns `paused`. The step in hand is finished. Capture goes on, so nothing is lost and the key log grows with every row written. Rollback, finish and cancel work on a paused change.
 
 - relation, change: the table, or the change's id; exactly one of them.
 

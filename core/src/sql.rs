@@ -1,4 +1,4 @@
-//! The SQL text of copy and reconcile, and (`verify`) of verify, worked out from a plan. Pure: names in, text out.
+//! The SQL text of copy and reconcile, (`log`) of single rows of the log, and (`verify`) of verify, worked out from a plan. Pure: names in, text out.
 //!
 //! Every statement here is ONE statement, hence runs under ONE snapshot: log and rows are read together.
 //! Operators on key columns are written with their schema, for a key of type citext compared by whatever
@@ -7,8 +7,10 @@
 use crate::ident::{Ident, Name};
 use crate::plan::{KeyColumn, NewColumn, Plan, Source};
 
+mod log;
 mod verify;
 
+pub use log::{Part, Place, forget, log_row, places, relog, relog_all, rows_of_key};
 pub use verify::{KeyRange, Walk, boundary, compare, mismatches};
 
 /// Which way rows flow.
@@ -58,12 +60,10 @@ pub enum Take<'a> {
         /// First block behind.
         until: u64,
     },
-    /// One row of a segment: the end of a bisection.
-    Row {
-        /// The segment.
-        segment: &'a Name,
-        /// Block and offset.
-        ctid: (u64, u64),
+    /// Some rows by their places: a part of a bisection.
+    Parts {
+        /// Disjoint.
+        parts: &'a [Part],
     },
     /// All visible rows of all segments.
     All {
@@ -308,6 +308,18 @@ impl Sides<'_> {
         let alias = self.rear_alias;
         all(&self.columns, |side| format!("{alias}.{} {} {}", side.rear, equals(side.column), cast(side, "d")))
     }
+    /// The keys of both tables, in the front's types.
+    fn every_key(&self) -> String {
+        let names = list(&self.columns, |side| side.front.to_string());
+        let rear = list(&self.columns, |side| {
+            if side.front_type == side.rear_type {
+                side.rear.to_string()
+            } else {
+                format!("{}::{}", side.rear, side.front_type)
+            }
+        });
+        format!("select {names} from {} union all select {rear} from {}", self.front, self.rear)
+    }
     /// `rear.key = front.key::type …`
     fn rear_is_front(&self) -> String {
         let (rear, front) = (self.rear_alias, self.front_alias.to_string());
@@ -354,25 +366,19 @@ pub fn reconcile(
         Take::Blocks { segment, from, until } => {
             (format!("select {names} from {segment} where {}", range(from, until)), vec![(segment, range(from, until))])
         }
-        Take::Row { segment, ctid: (block, offset) } => {
-            let place = format!("ctid = '({block},{offset})'");
-            (format!("select {names} from {segment} where {place}"), vec![(segment, place)])
-        }
+        Take::Parts { parts } => (
+            parts
+                .iter()
+                .map(|part| format!("select {names} from {} where {}", part.segment, part.condition()))
+                .collect::<Vec<_>>()
+                .join(" union all "),
+            parts.iter().map(|part| (&part.segment, part.condition())).collect(),
+        ),
         Take::All { segments } | Take::Rest { segments, .. } => {
             (union(segments, &names), segments.iter().map(|segment| (segment, "true".to_owned())).collect())
         }
         Take::Everything { segments } => {
-            let rear = list(&sides.columns, |side| {
-                if side.front_type == side.rear_type {
-                    side.rear.to_string()
-                } else {
-                    format!("{}::{}", side.rear, side.front_type)
-                }
-            });
-            (
-                format!("select {names} from {} union all select {rear} from {}", sides.front, sides.rear),
-                segments.iter().chain([marker]).map(|segment| (segment, "true".to_owned())).collect(),
-            )
+            (sides.every_key(), segments.iter().chain([marker]).map(|segment| (segment, "true".to_owned())).collect())
         }
     };
     let key = key_json(plan, direction, 'd');
@@ -383,17 +389,18 @@ pub fn reconcile(
     } else {
         String::new()
     };
-    let unless_truncated = match take {
-        Take::Everything { .. } => "",
-        Take::Blocks { .. } | Take::Row { .. } | Take::All { .. } | Take::Rest { .. } => {
-            " and not (select truncated from halt)"
+    let (unless_truncated, known) = match take {
+        Take::Everything { .. } => ("", String::new()),
+        // A row of NULLs says that all has to be compared: it leaves only with that.
+        Take::Blocks { .. } | Take::Parts { .. } | Take::All { .. } | Take::Rest { .. } => {
+            (" and not (select truncated from halt)", format!(" and {first} is not null"))
         }
     };
     let gone_ctes = gone
         .iter()
         .enumerate()
         .map(|(number, (segment, place))| {
-            format!("gone{number} as (delete from {segment} where {place}{unless_truncated} returning 1)")
+            format!("gone{number} as (delete from {segment} where ({place}){known}{unless_truncated} returning 1)")
         })
         .collect::<Vec<_>>()
         .join(", ");
@@ -444,46 +451,6 @@ fn merged(values: Vec<(Ident, String)>, from: &str) -> (String, String, String, 
     let columns = list(&values, |(name, _)| name.to_string());
     let numbered = list(0..values.len(), |number| format!("m.c{number}"));
     (made, columns, numbered, "from m where (select count(*) from m) >= 0 and".to_owned())
-}
-
-/// The keys of a log row and whether the front table has such a row now.
-pub fn log_row(plan: &Plan, tables: Tables<'_>, direction: Direction, segment: &Name, ctid: (u64, u64)) -> String {
-    let sides = sides(plan, tables, direction);
-    format!(
-        "select {} as key, exists (select from {} {} where {}) as present from {segment} d where d.ctid = '({},{})'",
-        key_json(plan, direction, 'd'),
-        sides.front,
-        sides.front_alias,
-        sides.front_is_dirty(),
-        ctid.0,
-        ctid.1
-    )
-}
-
-/// Deletes the rear row of one log row's key.
-pub fn forget(plan: &Plan, tables: Tables<'_>, direction: Direction, segment: &Name, ctid: (u64, u64)) -> String {
-    let sides = sides(plan, tables, direction);
-    format!(
-        "delete from {} {} using {segment} d where d.ctid = '({},{})' and {}",
-        sides.rear,
-        sides.rear_alias,
-        ctid.0,
-        ctid.1,
-        sides.rear_is_dirty()
-    )
-}
-
-/// Puts a key that was set aside back into the log, so that it is tried again. `$1` is the jsonb of `bad_row.key`.
-pub fn relog(plan: &Plan, direction: Direction, segment: &Name) -> String {
-    let forward = direction == Direction::Forward;
-    format!(
-        "insert into {segment} ({}) select {}",
-        list(&plan.key, |column| (if forward { &column.old } else { &column.new }).to_string()),
-        list(&plan.key, |column| {
-            let (name, kind) = if forward { (&column.old, &column.old_type) } else { (&column.new, &column.new_type) };
-            format!("($1::jsonb ->> {})::{kind}", crate::ident::literal(name.as_str()))
-        })
-    )
 }
 
 #[cfg(test)]

@@ -283,7 +283,8 @@ impl Change {
         loop {
             match self.session().await?.value(sql).await {
                 Ok(value) => return Ok(value),
-                Err(error) if error.is_worth_retrying() && Instant::now() < deadline => {
+                // 55006: a session with an old snapshot is in the way, for now
+                Err(error) if (error.is_worth_retrying() || error.code == "55006") && Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 Err(error) => return Err(error.into()),

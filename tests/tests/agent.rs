@@ -11,6 +11,7 @@ use tokio::process::Child;
 
 for_each_server!(
     a_change_by_commands,
+    a_small_table_is_not_rewritten_in_place,
     a_daemon_that_is_killed_again_and_again,
     two_daemons,
     a_daemon_that_is_told_to_stop
@@ -67,6 +68,33 @@ async fn a_change_by_commands(server: Server) -> Result<()> {
     let nobody = say(&database, &["status", "--database", "postgresql://127.0.0.1:1/none"]).await?;
     ensure!(nobody.code == 2 && !nobody.stderr.is_empty(), "exit code {}", nobody.code);
     Ok(())
+}
+
+/// However small: under a lock that stops everybody a table is rewritten for those only who ask for it.
+async fn a_small_table_is_not_rewritten_in_place(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run("create table small (id int primary key); insert into small select g from generate_series(1, 50) g")
+        .await?;
+    // This transaction would find the table empty after a rewrite.
+    let old = database.connect_as("postgres", "old").await?;
+    old.run("begin isolation level repeatable read; select 1").await?;
+    let file = session.value("select pg_relation_filenode('small')").await?;
+    say(&database, &["alter", "small", "add column note text"]).await?.fine().context("catalogue work")?;
+    ensure!(session.number("select count(*) from migrator.history").await? == 0, "a column was added through a shadow");
+    say(&database, &["alter", "small", "alter column id type bigint"]).await?.fine().context("a new type")?;
+    ensure!(session.value("select pg_relation_filenode('small')").await? == file, "the table was rewritten in place");
+    ensure!(old.number("select count(*) from small").await? == 50, "an older transaction finds the table empty");
+    old.run("commit").await?;
+    ensure!(session.value("select state from migrator.status").await? == "ready", "there should be a change, ready");
+    say(&database, &["cancel", "small"]).await?.fine().context("cancel")?;
+    say(&database, &["alter", "small", "alter column id type bigint", "--strategy", "in-place"])
+        .await?
+        .fine()
+        .context("in place")?;
+    ensure!(session.value("select pg_typeof(id) from small limit 1").await? == "bigint", "the change is not there");
+    nothing_left_behind(&database).await
 }
 
 async fn a_daemon_that_is_killed_again_and_again(server: Server) -> Result<()> {

@@ -9,6 +9,8 @@ for_each_server!(
     rows_that_stop_fitting_while_the_change_is_ready,
     a_unique_index_over_equal_values,
     only_the_bad_rows_are_set_aside,
+    one_bad_row_among_thousands_costs_little,
+    rows_that_do_not_fit_after_a_truncate,
 );
 
 /// Drives a change until it is ready or says that something is in its way.
@@ -135,6 +137,74 @@ async fn only_the_bad_rows_are_set_aside(server: Server) -> Result<()> {
     change.until_in_step().await?;
     ensure!(session.number(&bad).await? == 0, "rows that fit now are still called bad");
     change.swap().await?;
+    change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+/// A subtransaction that writes takes a transaction number: how many the steps took shows what they cost.
+async fn one_bad_row_among_thousands_costs_little(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table notes (id int primary key, code text, place int unique deferrable);
+             insert into notes select g, 'c' || g, g from generate_series(1, 5000) g",
+        )
+        .await?;
+    let change = Change::create(&database, "public.notes", "alter column code type varchar(6)").await?;
+    let numbers = "select pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
+    // While it is copied (without an index), and when it is in step.
+    change.until(|advance| advance.state == "copying").await?;
+    for (round, until) in [("during the copy", "indexing"), ("in step", "ready")] {
+        // Values go round in circles through all of the log, and one key is in it again and again.
+        session.run("update notes set place = (place % 5000) + 1").await?;
+        session.run("update notes set code = 'much too long' where id = 2500").await?;
+        for _ in 0..50 {
+            session.run("update notes set code = code || '!' where id = 2500").await?;
+        }
+        let before = session.number(numbers).await?;
+        if until == "indexing" {
+            change.until(|advance| advance.state == until).await?;
+        } else {
+            change.until_in_step().await?;
+        }
+        let spent = session.number(numbers).await? - before;
+        ensure!(spent < 600, "one bad row among 5,000 took {spent} transaction numbers {round}");
+        let bad = session.value("select string_agg(key::text, ',') from migrator.bad_rows").await?;
+        ensure!(bad == r#"{"id": "2500"}"#, "set aside {round}: {bad}");
+        if until == "indexing" {
+            change.until(|advance| advance.done).await?;
+        }
+    }
+    let rear = change.rear().await?;
+    same_rows(
+        &session,
+        "select id, code::text, place from notes where id <> 2500",
+        &format!("select id, code::text, place from {rear}"),
+    )
+    .await?;
+    session.run("update notes set code = 'short' where id = 2500").await?;
+    change.until_in_step().await?;
+    change.swap().await?;
+    change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+async fn rows_that_do_not_fit_after_a_truncate(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(TABLE).await?;
+    let change = Change::create(&database, "public.notes", "alter column code type varchar(6)").await?;
+    change.until_ready().await?;
+    session
+        .run("truncate notes; insert into notes select g, case g when 77 then 'much too long' else 'd' || g end, g from generate_series(1, 500) g")
+        .await?;
+    as_far_as_it_goes(&change).await?;
+    refused_swap(&session, &change, &["77"]).await?;
+    session.run("update notes set code = 'short' where id = 77").await?;
+    change.until_in_step().await?;
+    change.swap().await?;
+    ensure!(session.number("select count(*) from notes where code like 'd%'").await? == 499, "rows lost");
     change.finish().await?;
     nothing_left_behind(&database).await
 }

@@ -15,6 +15,7 @@ for_each_server!(
     an_end_behind_a_long_reader,
     a_swap_beside_vacuum_and_index_builds,
     referenced_tables_wait_no_longer,
+    a_long_build_blinds_nobody,
 );
 
 /// An attempt lasts 50 ms; the rest is for a machine that has other things to do.
@@ -274,4 +275,76 @@ async fn referenced_tables_wait_no_longer(server: Server) -> Result<()> {
     application.never_waited().await?;
     change.cancel().await?;
     nothing_left_behind(&database).await
+}
+
+/// One worker is in a build for long, and somebody waits for a lock of it: the worker of another change, who saw nothing
+/// of that when the build began, slows down all the same; and the change can be paused.
+async fn a_long_build_blinds_nobody(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table long (id int primary key, v int unique); insert into long select g from generate_series(1, 100) g;
+             create table other (id int primary key); insert into other select g from generate_series(1, 100) g",
+        )
+        .await?;
+    let long = Change::create(&database, "public.long", "alter column id type bigint").await?;
+    let other = Change::create(&database, "public.other", "alter column id type bigint").await?;
+    long.until(|advance| advance.state == "indexing").await?;
+
+    session.run("update migrator.load set sampled_at = '-infinity'").await?;
+    let build = build_that_lasts(&session, &long).await?;
+    let waiter = database.connect_as("postgres", "waiter").await?;
+    let shadow = long.rear().await?;
+    let waiting =
+        tokio::spawn(
+            async move { waiter.run(&format!("begin; lock table {shadow} in row exclusive mode; commit")).await },
+        );
+    until(
+        &session,
+        "select count(*) from pg_stat_activity where application_name = 'waiter' and wait_event_type = 'Lock'",
+    )
+    .await?;
+    let advance = other.advance(&other.session().await?).await?;
+    ensure!(advance.reason.contains("wait for a lock of ours"), "the other worker does not hear of it: {advance:?}");
+    session.run("select pg_advisory_unlock(7331)").await?;
+    build.await??;
+    waiting.await??;
+
+    // What it waited for is over with the next look.
+    session.run(&format!("update migrator.change set waiting = 'something' where id = {}", long.id)).await?;
+    let build = build_that_lasts(&session, &long).await?;
+    session.run(&format!("set lock_timeout = '2s'; select migrator.pause(change => {})", long.id)).await?;
+    session.run("reset lock_timeout; select pg_advisory_unlock(7331)").await?;
+    build.await??;
+    for change in [long, other] {
+        change.cancel().await?;
+    }
+    nothing_left_behind(&database).await
+}
+
+/// A worker that stands at the end of a build until `session` gives its advisory lock back.
+async fn build_that_lasts(session: &Session, change: &Change) -> Result<JoinHandle<Result<()>>> {
+    session.run("select pg_advisory_lock(7331)").await?;
+    let (builder, builds) = (change.session().await?, change.clone());
+    builder.run("set application_name = 'builder'; set migrator.crash_at = 'build:wait'").await?;
+    let build = tokio::spawn(async move {
+        while builds.advance(&builder).await?.step != "build" {}
+        Ok(())
+    });
+    until(
+        session,
+        "select count(*) from pg_stat_activity where application_name = 'builder' and wait_event = 'advisory'",
+    )
+    .await?;
+    Ok(build)
+}
+
+async fn until(session: &Session, count: &str) -> Result<()> {
+    let deadline = Instant::now() + change::PATIENCE;
+    while session.number(count).await? == 0 {
+        ensure!(Instant::now() < deadline, "never: {count}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
 }

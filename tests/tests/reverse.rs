@@ -14,6 +14,9 @@ for_each_server!(
     unique_values_that_move_after_the_swap,
     swapping_and_rolling_back_again_and_again,
     decisions_at_the_wrong_time,
+    a_paused_change_can_be_ended,
+    writes_that_nobody_saw_after_the_swap,
+    writes_that_nobody_saw_after_the_rollback,
 );
 
 async fn a_dropped_column_comes_back_with_every_value(server: Server) -> Result<()> {
@@ -234,5 +237,164 @@ async fn decisions_at_the_wrong_time(server: Server) -> Result<()> {
     for over in ["select * from migrator.rollback('times')", "select migrator.finish('times')"] {
         session.refusal(over).await?;
     }
+    nothing_left_behind(&database).await
+}
+
+/// Capture is off for a while: what is written meanwhile is seen by nobody, and is there all the same after the rollback.
+async fn writes_that_nobody_saw_after_the_swap(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table books (id int primary key, title text unique, price numeric, memo text);
+             insert into books select g, 'title ' || g, g + 0.25, 'memo ' || g from generate_series(1, 500) g",
+        )
+        .await?;
+    let change = Change::create_with(
+        &database,
+        "public.books",
+        &format!(
+            "actions => {}, {}",
+            literal("alter column id type bigint, alter column price type int, drop column memo"),
+            arguments(r#"{"price": "floor(price)"}"#, "{}")
+        ),
+    )
+    .await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    let start = format!("select migrator.start_sync(change => {})", change.id);
+    let early = session.refusal(&start).await?;
+    ensure!(early.code == "55000" && early.hint.is_some(), "{early}");
+    session.run("update books set title = 'seen' where id = 1").await?;
+    for off in [
+        "alter table books disable trigger user",
+        "drop trigger migrator_capture_ID_update on books; drop trigger migrator_capture_ID_delete on books",
+    ] {
+        session.run(&off.replace("ID", &change.id.to_string())).await?;
+        session
+            .run(
+                "update books set title = 'unseen ' || id where id between 10 and 19; update books set price = 1000 where id = 20;
+                 delete from books where id = (select min(id) from books where id > 30);
+                 update books set id = -id where id = (select min(id) from books where id > 40);
+                 insert into books select max(id) + 1, 'new ' || max(id), 5 from books",
+            )
+            .await?;
+        let told = change.until(|advance| advance.step == "wait").await?.reason;
+        ensure!(told.contains("capture"), "{told}");
+        let refusal = session.refusal(&format!("select * from migrator.rollback(change => {})", change.id)).await?;
+        ensure!(
+            refusal.hint.as_ref().is_some_and(|hint| hint.contains("resume") || hint.contains("start_sync")),
+            "{refusal}"
+        );
+        // A row that the old shape cannot hold is named, as ever.
+        session.run("insert into books values (3000000000, 'too long', 1)").await?;
+        ensure!(session.value(&start).await? == "swapped", "the state should stay");
+        // What has to be compared is much more than an exchange may do.
+        let refusal = session.refusal(&format!("select * from migrator.rollback(change => {})", change.id)).await?;
+        ensure!(refusal.code == "55006" && refusal.hint.is_some(), "{refusal}");
+        change.until_in_step().await?;
+        let unfit = session.value(&format!("select unfit from migrator.status where change = {}", change.id)).await?;
+        ensure!(unfit.contains("3000000000"), "status does not name the row that does not fit back: {unfit:?}");
+        session.run("delete from books where id = 3000000000").await?;
+    }
+    let now = fingerprint(&session, "select id::bigint, title, floor(price)::int as price from books").await?;
+    change.until_in_step().await?;
+    change.rollback().await?;
+    let then = fingerprint(&session, "select id::bigint, title, floor(price)::int as price from books").await?;
+    ensure!(then == now, "the rollback lost writes that capture did not see");
+    let kept = "select count(*) from books where price = id + 0.25 and memo = 'memo ' || id";
+    ensure!(
+        session.number(kept).await? >= 490,
+        "{} rows kept what only the old shape has",
+        session.number(kept).await?
+    );
+    change.until_ready().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+/// The same after the rollback: what only the new shape has must not be thrown away with a copy begun anew.
+async fn writes_that_nobody_saw_after_the_rollback(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run("create table pets (id int primary key, name text); insert into pets select g, 'pet ' || g from generate_series(1, 300) g")
+        .await?;
+    let change = Change::create(&database, "public.pets", "add column chip text default 'none'").await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    session.run("update pets set chip = 'chip ' || id where id <= 200").await?;
+    change.until_in_step().await?;
+    change.rollback().await?;
+    change.until_ready().await?;
+    session
+        .run(
+            "alter table pets disable trigger user;
+             update pets set name = 'unseen' where id = 5; delete from pets where id = 6; insert into pets values (301, 'unseen');
+             alter table pets enable trigger user",
+        )
+        .await?;
+    let told = change.until(|advance| advance.step == "wait").await?.reason;
+    ensure!(told.contains("capture"), "{told}");
+    session.run(&format!("select migrator.start_sync(change => {})", change.id)).await?;
+    change.until_ready().await?;
+    change.until_in_step().await?;
+    change.swap().await?;
+    ensure!(
+        session.number("select count(*) from pets where chip = 'chip ' || id").await? == 199,
+        "values that only the new shape has are gone: {} are left",
+        session.number("select count(*) from pets where chip = 'chip ' || id").await?
+    );
+    let told = session
+        .value("select string_agg(concat_ws('|', id, name, chip), ' ' order by id) from pets where id in (5, 6, 301)")
+        .await?;
+    ensure!(told == "5|unseen|chip 5 301|unseen|none", "{told}");
+    change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+/// A pause stops the work that goes on by itself. What somebody decides is done, or it is said what is in the way.
+async fn a_paused_change_can_be_ended(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run("create table halts (id int primary key, v text); insert into halts select g, 'v' || g from generate_series(1, 3000) g").await?;
+    let change = Change::create(&database, "public.halts", "alter column id type bigint, add column w int").await?;
+    let pause = format!("select migrator.pause(change => {})", change.id);
+    let resume = format!("select migrator.resume(change => {})", change.id);
+    let rollback = format!("select * from migrator.rollback(change => {})", change.id);
+    change.until_ready().await?;
+    session.run(&pause).await?;
+    let refusal = session.refusal(&format!("select * from migrator.swap(change => {})", change.id)).await?;
+    ensure!(refusal.hint.as_ref().is_some_and(|hint| hint.contains("resume")), "a swap while paused: {refusal}");
+    session.run(&resume).await?;
+    change.swap().await?;
+
+    session.run(&pause).await?;
+    session.run("update halts set v = 'much' where id <= 2000").await?;
+    let refusal = session.refusal(&rollback).await?;
+    ensure!(
+        refusal.hint.as_ref().is_some_and(|hint| hint.contains("resume")),
+        "a rollback with much to replay: {refusal}"
+    );
+    session.run(&resume).await?;
+    change.until_in_step().await?;
+    session.run(&pause).await?;
+    session.run("update halts set v = 'little' where id = 3; insert into halts values (3001, 'new')").await?;
+    ensure!(session.row(&rollback).await?[2] == "t", "the rollback was not done");
+    ensure!(session.value("select v from halts where id = 3").await? == "little", "the last write is missing");
+    ensure!(session.number("select count(*) from halts").await? == 3001, "rows are missing");
+    ensure!(change.state().await? == "paused", "it should still be paused: {}", change.told().await?);
+
+    session.run(&resume).await?;
+    change.until_ready().await?;
+    change.until_in_step().await?;
+    change.swap().await?;
+    session.run(&pause).await?;
+    change.finish().await?;
+    nothing_left_behind(&database).await?;
+    let change = Change::create(&database, "public.halts", "add column x int").await?;
+    change.until(|advance| advance.state == "copying").await?;
+    session.run(&format!("select migrator.pause(change => {})", change.id)).await?;
+    change.cancel().await?;
     nothing_left_behind(&database).await
 }

@@ -12,6 +12,9 @@ for_each_server!(
     code_of_the_owner_never_runs_as_superuser,
     rows_hidden_by_policies,
     a_hostile_search_path,
+    a_table_that_changes_hands,
+    a_role_with_a_statement_timeout,
+    code_of_a_view_owner_gets_no_right_to_create,
 );
 
 /// Roles belong to the whole server, so each database has its own.
@@ -279,4 +282,182 @@ async fn a_hostile_search_path(server: Server) -> Result<()> {
     ensure!(rows == 190, "hostile operators decided: {rows} rows are left");
     ensure!(session.number("select count(*) from evil.caught").await? == 0, "functions of a hostile search_path ran");
     nothing_left_behind(&database).await
+}
+
+/// Neither of the two owners has any right but that of the owner; the second takes over in every state, and
+/// keeps the table.
+async fn a_table_that_changes_hands(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let (first, second) = (role(&session, &database, "first").await?, role(&session, &database, "second").await?);
+    session
+        .run(&format!(
+            "create schema estate; grant usage on schema estate to {first}, {second};
+             create table estate.deeds (id int generated always as identity primary key, v text, n int);
+             insert into estate.deeds (v, n) select 'v' || g, g from generate_series(1, 2000) g;
+             create index on estate.deeds (v); alter table estate.deeds owner to {first}"
+        ))
+        .await?;
+    let mut change = Change::create(&database, "estate.deeds", "alter column n type bigint").await?;
+    let (mut owner, mut other) = (&first, &second);
+    let write =
+        "update estate.deeds set v = v || '.' where id % 10 = 0; insert into estate.deeds (v, n) values ('new', 0)";
+    for state in ["created", "copying", "indexing", "catching_up", "ready", "swapped", "rollback"] {
+        if !matches!(state, "created" | "rollback") {
+            if state == "swapped" {
+                change.swap().await?;
+            } else {
+                change.until(|advance| advance.state == state).await?;
+            }
+        }
+        (owner, other) = (other, owner);
+        session.run(write).await?;
+        session.run(&format!("alter table estate.deeds owner to {owner}")).await?;
+        if state == "rollback" {
+            change.rollback().await?;
+        } else {
+            let end = if state == "swapped" { "swapped" } else { "ready" };
+            change.until(|advance| advance.done && advance.rows == 0 && advance.state == end).await?;
+        }
+        let rear = change.rear().await?;
+        let belongs =
+            "select string_agg(distinct c.relowner::regrole::text, ',') from pg_class c where c.relname like 'deeds%'";
+        ensure!(session.value(belongs).await? == *owner, "{state}: {}", session.value(belongs).await?);
+        // The one who gave it away sees no copy of it either.
+        let refusal = database.connect_as(other, "test:before").await?.refusal(&format!("select from {rear}")).await?;
+        ensure!(refusal.code == "42501", "{state}: {refusal}");
+        if matches!(state, "created" | "copying" | "indexing" | "catching_up") {
+            change.cancel().await?;
+            change = Change::create(&database, "estate.deeds", "alter column n type bigint").await?;
+        }
+    }
+    // Both tables at once, and what the old owner was granted is gone.
+    change.until_ready().await?;
+    session
+        .run(&format!(
+            "reassign owned by {owner} to {other}; drop owned by {owner}; grant usage on schema estate to {owner}"
+        ))
+        .await?;
+    session.run(write).await?;
+    change.until_in_step().await?;
+    let swapped = session.row(&format!("select * from migrator.swap(change => {})", change.id)).await?;
+    ensure!(swapped[2] == "t", "{swapped:?}");
+    change.until_in_step().await?;
+    ensure!(session.number("select count(*) from estate.deeds").await? == 2000 + 8, "rows lost");
+    change.finish().await?;
+    let now = session.value("select relowner::regrole from pg_class where oid = 'estate.deeds'::regclass").await?;
+    ensure!(now == *other, "the table belongs to {now}, not to {other}");
+    nothing_left_behind(&database).await?;
+    session.run("drop schema estate cascade").await?;
+    drop_roles(&session, &[&first, &second]).await
+}
+
+/// The role's limits are made for its application. A build that takes longer gets through all the same; Ctrl-C ends it, and
+/// what was done before is kept.
+async fn a_role_with_a_statement_timeout(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let owner = role(&session, &database, "hurried").await?;
+    session
+        .run(&format!(
+            "create table slow (id int primary key, v int); insert into slow select g, g from generate_series(1, 20) g;
+             create function slowly(v int) returns int immutable language plpgsql as $$ begin perform pg_sleep(0.05); return v; end $$;
+             create index on slow (slowly(v)); alter table slow owner to {owner};
+             alter role {owner} set statement_timeout = '800ms'"
+        ))
+        .await?;
+    if database.major() >= 17 {
+        session.run(&format!("alter role {owner} set transaction_timeout = '900ms'")).await?;
+    }
+    let client = database.connect_as(&owner, "test:owner").await?;
+    client.refusal("select pg_sleep(1)").await?;
+    let client = database.connect_as(&owner, "test:owner").await?;
+    let change = Change::create(&database, "public.slow", "alter column id type bigint").await?;
+    change.until(|advance| advance.state == "indexing").await?;
+    let step = format!("select step, reason from migrator.advance({})", change.id);
+    // The first build is disturbed.
+    let caller = database.connect_as(&owner, "test:owner").await?;
+    let building = format!(
+        "select count(*) from pg_stat_activity where pid = {} and state = 'active' and wait_event = 'PgSleep'",
+        caller.pid
+    );
+    let cancel = format!("select pg_cancel_backend({})", caller.pid);
+    let one_step = step.clone();
+    let stepping = tokio::spawn(async move {
+        loop {
+            if let Err(error) = caller.value(&one_step).await {
+                return error;
+            }
+        }
+    });
+    while session.number(&building).await? == 0 {
+        ensure!(!stepping.is_finished(), "no build was begun: {}", stepping.await?);
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    session.run(&cancel).await?;
+    ensure!(stepping.await?.code == "57014", "the build should have been cancelled");
+    while client.value(&step).await? == "build" {}
+    // And the call that does all the rest.
+    client.run(&format!("call migrator.prepare(change => {})", change.id)).await?;
+    ensure!(change.state().await? == "ready", "{}", change.told().await?);
+    client.refusal("select pg_sleep(1)").await?;
+    change.swap().await?;
+    change.finish().await?;
+    nothing_left_behind(&database).await?;
+    session.run("drop table slow; drop function slowly").await?;
+    drop_roles(&session, &[&owner]).await
+}
+
+/// A view's text runs its owner's code, here in the check of a domain whose array it has as a literal, which tries to make a table beside the view where the
+/// owner may not. The view is replaced once and made anew once.
+async fn code_of_a_view_owner_gets_no_right_to_create(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let owner = role(&session, &database, "viewer").await?;
+    session
+        .run(&format!(
+            "create schema shop; create schema theirs authorization {owner};
+             create table shop.goods (id int primary key, v text); insert into shop.goods select g, 'v' || g from generate_series(1, 100) g;
+             grant usage, create on schema shop to {owner}; grant select on shop.goods to {owner};
+             set role {owner};
+             create function theirs.grabs(v text) returns boolean language plpgsql as $$
+                 begin
+                     execute 'create table if not exists shop.grabbed ()';
+                     return true;
+                 exception when others then
+                     return true;
+                 end $$;
+             create domain theirs.grabbing as text check (theirs.grabs(value));
+             create view shop.kept as select v, '{{x}}'::theirs.grabbing[] as x from shop.goods;
+             create view shop.anew as select id, v, '{{x}}'::theirs.grabbing[] as x from shop.goods;
+             reset role; drop table if exists shop.grabbed; revoke create on schema shop from {owner};
+             grant select on shop.anew to public; comment on view shop.kept is 'kept'"
+        ))
+        .await?;
+    let change = Change::create(&database, "shop.goods", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    for turn in ["swap", "rollback"] {
+        if turn == "swap" {
+            change.swap().await?
+        } else {
+            change.rollback().await?
+        }
+        ensure!(
+            session.value("select to_regclass('shop.grabbed') is null").await? == "t",
+            "the view owner's code made a table in the schema while the {turn} lasted"
+        );
+        let views = session
+            .value("select string_agg(concat_ws(' ', relname, relnamespace::regnamespace, relowner::regrole, obj_description(oid)), ', ' order by relname) from pg_class where relname in ('kept', 'anew')")
+            .await?;
+        ensure!(views == format!("anew shop {owner}, kept shop {owner} kept"), "{views}");
+        let rows = session.number("select count(*) from shop.kept join shop.anew using (v)").await?;
+        ensure!(rows == 100, "the views show {rows} rows");
+    }
+    let may = session.value(&format!("select has_schema_privilege('{owner}', 'shop', 'create')")).await?;
+    ensure!(may == "f", "the right was left to the view's owner");
+    change.until_ready().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await?;
+    session.run("drop schema shop cascade; drop schema theirs cascade").await?;
+    drop_roles(&session, &[&owner]).await
 }

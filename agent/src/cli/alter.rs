@@ -94,21 +94,18 @@ impl Alter {
         run::to_the_end(&context, change, self.jobs, &self.output).await
     }
 
-    /// Tries the way without a shadow. False: it takes one, and one may be used.
+    /// Goes the way without a shadow, if it is the right one. Of itself this program never chooses what the server would not:
+    /// in place a small table may be rewritten under a lock, but only for somebody who asked for just that.
     async fn in_place(&self, context: &Context, store: &Store, wish: &Wish<'_>) -> anyhow::Result<bool> {
         let needs_shadow = wish.actions.is_none() || self.shadow.is_some();
         if self.strategy == Strategy::Shadow || (self.strategy == Strategy::Auto && needs_shadow) {
             return Ok(false);
         }
-        match interruptible(&context.signals, store, store.alter_in_place(wish)).await {
-            Ok(()) => Ok(true),
-            // feature_not_supported: the server's word that this takes a shadow
-            Err(trouble) if self.strategy == Strategy::Auto && trouble.sqlstate() == Some("0A000") => {
-                info!(reason = %trouble, "not possible in place");
-                Ok(false)
-            }
-            Err(trouble) => Err(trouble.into()),
+        if self.strategy == Strategy::Auto && interruptible(&context.signals, store, store.takes_shadow(wish)).await? {
+            return Ok(false);
         }
+        interruptible(&context.signals, store, store.alter_in_place(wish)).await?;
+        Ok(true)
     }
 
     async fn explain(&self, context: &Context, store: &Store, wish: &Wish<'_>) -> anyhow::Result<Outcome> {

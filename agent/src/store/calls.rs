@@ -120,6 +120,16 @@ impl Store {
         self.as_typed(sql, &with).await
     }
 
+    /// Whether the server would choose a shadow. Writes nothing.
+    pub async fn takes_shadow(&self, wish: &Wish<'_>) -> Result<bool, Trouble> {
+        let sql = "select pg_catalog.to_jsonb(coalesce(pg_catalog.bool_or(p.way operator(pg_catalog.=) 'shadow'), false))::pg_catalog.text \
+                   from migrator.alter_plan($1::pg_catalog.regclass, $2, 'auto', $3::pg_catalog.jsonb, $4::pg_catalog.jsonb) p";
+        let (transform, reverse) = (wish.transform.to_string(), wish.reverse.to_string());
+        let with: [Parameter<'_>; 4] =
+            [(&wish.table, Type::TEXT), (&wish.actions, Type::TEXT), (&transform, Type::TEXT), (&reverse, Type::TEXT)];
+        Ok(self.as_typed(sql, &with).await?.pop().unwrap_or(true))
+    }
+
     /// A change without a shadow, where the server can do it so; refused otherwise.
     pub async fn alter_in_place(&self, wish: &Wish<'_>) -> Result<(), Trouble> {
         let sql = "call migrator.alter_table($1::pg_catalog.regclass, $2, 'in_place', $3::pg_catalog.jsonb, \

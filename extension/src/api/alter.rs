@@ -1,7 +1,7 @@
 //! alter_table: the plan, and the functions that its procedure is made of.
 
 use crate::api::arguments::RegClass;
-use crate::catalog::{role, settings};
+use crate::catalog::{role, settings, timeout};
 use crate::engine::alter::{self, run};
 use crate::engine::change::Change;
 use crate::engine::guard;
@@ -65,6 +65,7 @@ fn _alter_steps(
         guard::fresh_snapshots("migrator.alter_table")?;
         let request = request?;
         let steps = alter::plan(&request, strategy)?;
+        timeout::outlast_call();
         if let Some(step) = steps.iter().find(|step| step.act == Act::Outside) {
             return Err(Failure::new(code::NOT_SUPPORTED, "CREATE INDEX CONCURRENTLY cannot run inside CALL")
                 .detail("It needs to be a statement of its own, outside a transaction. Nothing was changed.")

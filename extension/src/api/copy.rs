@@ -3,9 +3,9 @@
 use crate::api::arguments::RegClass;
 use crate::api::change::oid;
 use crate::catalog::lock::{self, Hold};
-use crate::catalog::spi;
+use crate::catalog::{spi, timeout};
 use crate::engine::change::Change;
-use crate::engine::{copy, guard, load, recheck};
+use crate::engine::{copy, guard, load, owner, recheck};
 use crate::raise::OrRaise;
 use migrator_core::failure::Failure;
 use migrator_core::load::Verdict;
@@ -39,6 +39,10 @@ fn one_batch(change: Change) -> Result<Batch, Failure> {
     if let Verdict::Hold(reason) = verdict {
         let (done, total) = blocks(&change)?;
         return Ok((0, done, total, false, 1000, Some(reason)));
+    }
+    if owner::changed(&change)? {
+        lock::change(change.id, Hold::Alone);
+        owner::follow(&change.again()?)?;
     }
     let copied = copy::copy_batch(change.clone())?;
     let (done, total) = blocks(&change)?;
@@ -76,7 +80,7 @@ fn verify(
 ) -> TableIterator<'static, (name!(compared, i64), name!(mismatched, i64), name!(rounds, i32))> {
     let found = guard::enter(oid(relation), change, |change| {
         lock::change(change.id, Hold::Alone);
-        recheck::whole(change.again()?)
+        timeout::unbounded(|| recheck::whole(change.again()?))
     })
     .or_raise();
     TableIterator::once(found)

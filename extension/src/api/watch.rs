@@ -2,7 +2,7 @@
 
 use crate::api::arguments::RegClass;
 use crate::api::change::oid;
-use crate::catalog::{role, spi};
+use crate::catalog::{role, spi, timeout};
 use crate::engine::{doctor, ensure, guard};
 use crate::raise::OrRaise;
 use migrator_core::failure::{Failure, code};
@@ -33,10 +33,12 @@ fn note_event(change: i64, kind: &str, message: &str, detail: default!(pgrx::Jso
     .or_raise()
 }
 
-/// The id of the change that a table or an id names, after the check of the caller's rights; for the procedures.
+/// The id of the change that a table or an id names, after the check of the caller's rights; how a procedure begins.
 #[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
 fn _change_id(relation: default!(Option<RegClass>, "NULL"), change: default!(Option<i64>, "NULL")) -> i64 {
-    guard::enter(oid(relation), change, |change| Ok(change.id)).or_raise()
+    let id = guard::enter(oid(relation), change, |change| Ok(change.id)).or_raise();
+    timeout::outlast_call();
+    id
 }
 
 /// Waits until the last change of a table is swapped; raises what to do when it is not in time.

@@ -106,6 +106,20 @@ pub fn relation(wanted: Wanted) {
     unsafe { pg_sys::LockRelationOid(pg_sys::Oid::from(wanted.relation), wanted.mode.number()) }
 }
 
+/// Takes locks on which nobody else's work depends, each waited for longer than deadlock_timeout, so that a plain autovacuum gives way.
+pub fn patiently(wanted: &[Wanted]) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Time {
+        ms: i64,
+    }
+    let time: Time = spi::fetch_one(
+        "select setting::bigint + 2000 as ms from pg_catalog.pg_settings where name = 'deadlock_timeout'",
+        &[],
+    )?;
+    role::with_settings(&[("lock_timeout", &time.ms.to_string())], || wanted.iter().copied().for_each(relation));
+    Ok(())
+}
+
 /// How long one attempt may make others wait, from the first lock asked for to the last granted.
 pub const DEADLINE: Duration = Duration::from_millis(50);
 /// Savepoint attempts in one transaction.

@@ -13,6 +13,7 @@ pub mod relation;
 pub mod role;
 pub mod settings;
 pub mod spi;
+pub mod timeout;
 mod version;
 pub mod view_text;
 pub mod volatility;

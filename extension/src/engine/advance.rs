@@ -8,7 +8,7 @@ use crate::catalog::lock::{self, Hold};
 use crate::catalog::spi;
 use crate::engine::change::Change;
 use crate::engine::drain;
-use crate::engine::{bad_row, build, copy, guard, load, reconcile, settle, swap, sync, verify};
+use crate::engine::{bad_row, build, copy, guard, load, owner, reconcile, settle, swap, sync, verify};
 use migrator_core::failure::{Failure, code};
 use migrator_core::load::Verdict;
 use migrator_core::state::State;
@@ -95,6 +95,12 @@ fn next(change: Change) -> Result<Advanced, Failure> {
     if change.paused {
         return wait(&change, HOLD_MS, "paused");
     }
+    if owner::changed(&change)? {
+        return alone(&change, |change| {
+            owner::follow(change)?;
+            step(change, "wait", 0)
+        });
+    }
     let mut slow = None;
     if !in_step {
         match load::verdict()? {
@@ -105,7 +111,11 @@ fn next(change: Change) -> Result<Advanced, Failure> {
                 return wait(&change, HOLD_MS, reason);
             }
         }
-        load::note(&change, slow.as_ref().map(|(_, reason)| reason.as_str()))?;
+        let news = load::note(&change, slow.as_ref().map(|(_, reason)| reason.as_str()))?;
+        if news && change.state == State::Indexing {
+            // A build may last for hours, and somebody may want to pause the change meanwhile.
+            return step(&change, "wait", 0);
+        }
     }
     let mut done = match change.state {
         State::Created => alone(&change, |change| {
@@ -170,6 +180,10 @@ fn copying(change: &Change) -> Result<Advanced, Failure> {
             }
             sync::check_ground(change)?;
             let taken = reconcile::first(change)?;
+            if change.again()?.blocked.is_some() {
+                // So many rows do not fit that the rest was left in the log: no index can be built yet.
+                return step(change, "reconcile", taken.inserted);
+            }
             spi::execute(
                 "update migrator.change set rows_copied = (select coalesce(sum(rows), 0) from migrator.chunk where change = $1 and step = 'copy') where id = $1",
                 &[change.id.into()],

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 /// More bad rows than this and the change is blocked: the shape is wrong, not the rows.
 const BUDGET: i64 = 1000;
 
-/// Sets a row aside.
-pub fn record(change: &Change, direction: Direction, key: &Value, failure: &Failure) -> Result<(), Failure> {
+/// Sets a row aside. False when there are so many that the change is blocked now.
+pub fn record(change: &Change, direction: Direction, key: &Value, failure: &Failure) -> Result<bool, Failure> {
     let first = count(change, direction)? == 0;
     spi::execute(
         "insert into migrator.bad_row (change, direction, key, sqlstate, message) values ($1, $2, $3, $4, $5) \
@@ -33,7 +33,8 @@ pub fn record(change: &Change, direction: Direction, key: &Value, failure: &Fail
             json!({"key": key, "sqlstate": failure.code, "direction": direction.as_str()}),
         )?;
     }
-    if count(change, direction)? > BUDGET {
+    let too_many = count(change, direction)? > BUDGET;
+    if too_many {
         change.block(
             &format!(
                 "more than {BUDGET} rows do not fit the {} shape",
@@ -46,7 +47,7 @@ pub fn record(change: &Change, direction: Direction, key: &Value, failure: &Fail
             ),
         )?;
     }
-    Ok(())
+    Ok(!too_many)
 }
 
 /// Takes a row off the list: it is gone, and nothing is missing on the other side.

@@ -1,7 +1,7 @@
 //! Indexes and constraints of the shadow, one transaction each, several connections at once.
 
 use crate::catalog::attempt::attempt;
-use crate::catalog::{relation::Relation, spi};
+use crate::catalog::{relation::Relation, spi, timeout};
 use crate::crash;
 use crate::engine::change::Change;
 use crate::engine::swap;
@@ -40,7 +40,8 @@ pub fn one(change: &Change) -> Result<Built, Failure> {
         return Ok(if left(change)? == 0 { Built::Done } else { Built::Busy });
     };
     let begun = Instant::now();
-    if let Err(failure) = attempt(|| change.as_owner(&[("statement_timeout", "0")], || spi::execute(&row.sql, &[]))) {
+    let built = timeout::unbounded(|| attempt(|| change.as_owner(&[], || spi::execute(&row.sql, &[]))));
+    if let Err(failure) = built {
         if failure.code.starts_with("23") || failure.code.starts_with("22") {
             let detail = failure.detail.clone().unwrap_or_default();
             change.block(
@@ -86,14 +87,14 @@ pub fn attach(change: &Change) -> Result<(), Failure> {
         &[change.id.into(), pgrx::pg_sys::Oid::from(change.shadow).into()],
     )?;
     for statement in statements {
-        change.as_owner(&[], || spi::execute(&statement.attach, &[]))?;
+        timeout::unbounded(|| change.as_owner(&[], || spi::execute(&statement.attach, &[])))?;
     }
     for statement in change.plan.builds.iter().flat_map(|build| &build.also) {
         spi::execute(statement, &[])?;
     }
     swap::rehearse(change)?;
     let shadow = Relation::get(change.shadow)?.name;
-    change.as_owner(&[("statement_timeout", "0")], || spi::execute(&format!("analyze {shadow}"), &[]))?;
+    timeout::unbounded(|| change.as_owner(&[], || spi::execute(&format!("analyze {shadow}"), &[])))?;
     change.event("attach", "constraints attached, statistics gathered", json!({}))
 }
 

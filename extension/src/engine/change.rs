@@ -115,7 +115,9 @@ impl Change {
 
     /// Runs `work` as the table's owner, restricted, under the settings that the change recorded.
     pub fn as_owner<T>(&self, extra: &[(&str, &str)], work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-        let owner = Relation::get(self.live)?.owner();
+        // The one who can have said so last: ALTER TABLE … OWNER TO is about the table that the application uses.
+        let front = if self.state == State::Swapped { self.shadow } else { self.live };
+        let owner = Relation::get(front)?.owner();
         let mut settings: Vec<(String, String)> = self
             .plan
             .settings

@@ -41,6 +41,11 @@ pub fn may_go_on(change: &Change) -> Result<(), Failure> {
     if change.paused {
         return Err(change.not_now("it is paused").hint(format!("Let it go on: {}", change.call("resume"))));
     }
+    not_blocked(change)
+}
+
+/// Refuses a change that is blocked. For what a person decides: a pause stops the work that goes on by itself, no more.
+pub fn not_blocked(change: &Change) -> Result<(), Failure> {
     if let Some(why) = &change.blocked {
         let mut failure = change.not_now(&format!("it is blocked: {why}"));
         failure.hint = change.blocked_hint.clone();

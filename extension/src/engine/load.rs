@@ -5,10 +5,16 @@ use crate::engine::change::Change;
 use migrator_core::failure::Failure;
 use migrator_core::load::{self, Seen, Verdict};
 use serde::Deserialize;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What this session saw by itself, while another held the shared row.
+static OWN: Mutex<Option<(Instant, Verdict)>> = Mutex::new(None);
 
 #[derive(Deserialize)]
 struct Row {
     fresh: bool,
+    old: bool,
     verdict: String,
     factor: i32,
     reason: Option<String>,
@@ -16,9 +22,13 @@ struct Row {
 }
 
 /// The verdict that is in force, sampled anew where the last sample is older than a second and nobody else is at it.
+///
+/// Whoever writes a sample holds its row until the end of the transaction, which may be an index build. So where the row
+/// is taken and what it says has become old, each session looks for itself, once a second, and writes nothing.
 pub fn verdict() -> Result<Verdict, Failure> {
     let row: Option<Row> = spi::fetch_optional(
-        "select sampled_at > pg_catalog.clock_timestamp() - interval '1 s' as fresh, verdict, factor, reason, verdict = 'hold' as held from migrator.load",
+        "select sampled_at > pg_catalog.clock_timestamp() - interval '1 s' as fresh, \
+         sampled_at < pg_catalog.clock_timestamp() - interval '2 s' as old, verdict, factor, reason, verdict = 'hold' as held from migrator.load",
         &[],
     )?;
     let Some(row) = row else { return Ok(Verdict::Go) };
@@ -32,7 +42,7 @@ pub fn verdict() -> Result<Verdict, Failure> {
     }
     let mine = spi::execute("select from migrator.load for update skip locked", &[])?;
     if mine == 0 {
-        return Ok(known);
+        return if row.old { unshared(row.held) } else { Ok(known) };
     }
     let seen: Seen = spi::fetch_one(SAMPLE, &[])?;
     let next = load::decide(&seen, row.held);
@@ -56,6 +66,19 @@ pub fn verdict() -> Result<Verdict, Failure> {
     Ok(next)
 }
 
+fn unshared(held: bool) -> Result<Verdict, Failure> {
+    let mut own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
+    match own.as_ref() {
+        Some((at, verdict)) if at.elapsed() < Duration::from_secs(1) => return Ok(verdict.clone()),
+        _ => {}
+    }
+    let held = own.as_ref().map_or(held, |(_, verdict)| matches!(verdict, Verdict::Hold(_)));
+    let seen: Seen = spi::fetch_one(SAMPLE, &[])?;
+    let verdict = load::decide(&seen, held);
+    *own = Some((Instant::now(), verdict.clone()));
+    Ok(verdict)
+}
+
 /// Replay lag of standbys, standbys seen within the hour that are gone, and sessions that wait for one of ours.
 const SAMPLE: &str = "select \
     (select max(extract(epoch from r.replay_lag))::pg_catalog.float8 from pg_catalog.pg_stat_replication r where r.state = 'streaming') as lag_seconds, \
@@ -67,12 +90,13 @@ const SAMPLE: &str = "select \
                     join pg_catalog.pg_locks m on m.pid = b and m.locktype = 'object' and m.classid = 'migrator.change'::pg_catalog.regclass) \
         and not exists (select from pg_catalog.pg_locks m where m.pid = w.pid and m.locktype = 'object' and m.classid = 'migrator.change'::pg_catalog.regclass)) as waiting";
 
-/// Shows in `status` why a change stands still, or that it goes on.
-pub fn note(change: &Change, reason: Option<&str>) -> Result<(), Failure> {
+/// Shows in `status` why a change stands still, or that it goes on. Whether that was news: then the change's row is held until
+/// the end of the transaction.
+pub fn note(change: &Change, reason: Option<&str>) -> Result<bool, Failure> {
     spi::execute(
         "update migrator.change set waiting = $2, waiting_since = case when $2 is null then null else coalesce(waiting_since, pg_catalog.clock_timestamp()) end \
          where id = $1 and waiting is distinct from $2",
         &[change.id.into(), reason.into()],
     )
-    .map(|_| ())
+    .map(|rows| rows > 0)
 }

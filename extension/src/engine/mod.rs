@@ -3,6 +3,7 @@
 pub mod advance;
 pub mod alter;
 pub mod bad_row;
+mod bisect;
 pub mod build;
 pub mod carry;
 pub mod change;
@@ -12,6 +13,8 @@ pub mod drain;
 pub mod ensure;
 pub mod guard;
 pub mod load;
+pub mod owner;
+pub mod recapture;
 pub mod recheck;
 pub mod reconcile;
 pub mod rest;

@@ -1,7 +1,7 @@
 //! `migrator.verify`: the whole comparison in one call, for somebody who wants to know now.
 
 use crate::engine::change::Change;
-use crate::engine::{guard, reconcile, sync, verify};
+use crate::engine::{guard, owner, reconcile, sync, verify};
 use migrator_core::failure::Failure;
 use migrator_core::state::State;
 
@@ -22,6 +22,7 @@ pub fn whole(mut change: Change) -> Result<(i64, i64, i32), Failure> {
         }
     }
     sync::check_ground(&change)?;
+    owner::follow(&change)?;
     let mut differed = 0;
     for round in 1..=3 {
         while reconcile::batch(&change)?.taken > 0 {}

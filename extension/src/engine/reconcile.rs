@@ -6,14 +6,15 @@
 
 use crate::capture::log;
 use crate::catalog::attempt::attempt;
-use crate::catalog::spi;
+use crate::catalog::{spi, timeout};
 use crate::crash;
 use crate::engine::bad_row;
+use crate::engine::bisect::{self, Rest};
 use crate::engine::change::Change;
 use crate::engine::drain;
 use migrator_core::failure::Failure;
 use migrator_core::ident::Name;
-use migrator_core::sql::{self, Direction, Put, Take};
+use migrator_core::sql::{self, Direction, Take};
 use migrator_core::sqlstate;
 use pgrx::JsonB;
 use serde::Deserialize;
@@ -40,6 +41,7 @@ impl std::ops::AddAssign for Taken {
         self.keys += other.keys;
         self.deleted += other.deleted;
         self.inserted += other.inserted;
+        self.truncated |= other.truncated;
     }
 }
 
@@ -74,7 +76,9 @@ pub fn first(change: &Change) -> Result<Taken, Failure> {
     let taken = match oldest(change, &segments)? {
         Oldest::Unknown => everything(change, &segments)?,
         Oldest::None if !truncated(change)? => Taken::default(),
-        Oldest::None | Oldest::At(..) => widening(change, &segments, Take::All { segments: &segments }, &[])?,
+        Oldest::None | Oldest::At(..) => {
+            timeout::unbounded(|| widening(change, &segments, Take::All { segments: &segments }, &[]))?
+        }
     };
     crash::point("first_reconcile");
     fence(change)?;
@@ -82,14 +86,21 @@ pub fn first(change: &Change) -> Result<Taken, Failure> {
 }
 
 /// Tries a take, and what is wider where it is refused: a value may still be held by a row whose key is in the log too,
-/// so the whole log is taken at once; what is refused even then belongs to rows, and they are taken one at a time.
+/// so the whole log is taken at once; what is refused even then belongs to rows, which are searched for.
 fn widening(change: &Change, segments: &[Name], take: Take<'_>, settings: &[(&str, &str)]) -> Result<Taken, Failure> {
+    let all = Take::All { segments };
     let is_all = matches!(take, Take::All { .. });
     let taken = match run(change, take, settings) {
         Err(failure) if sqlstate::may_be_order(&failure.code) && !is_all => {
-            return widening(change, segments, Take::All { segments }, settings);
+            return widening(change, segments, all, settings);
         }
-        Err(failure) if sqlstate::belongs_to_row(&failure.code) => one_by_one(change, segments)?,
+        Err(failure) if sqlstate::belongs_to_row(&failure.code) => {
+            let (mut taken, rest) = bisect::refused(change, segments, take, settings, failure)?;
+            if rest == Rest::NeedsAll && !taken.truncated {
+                taken += widening(change, segments, all, settings)?;
+            }
+            taken
+        }
         outcome => outcome?,
     };
     if taken.truncated {
@@ -101,13 +112,27 @@ fn widening(change: &Change, segments: &[Name], take: Take<'_>, settings: &[(&st
 
 /// After a TRUNCATE: compares by key all that either table has.
 fn everything(change: &Change, segments: &[Name]) -> Result<Taken, Failure> {
-    change.event("truncate", "the table was truncated; comparing all of it", json!({}))?;
-    let taken = Taken { truncated: false, ..run(change, Take::Everything { segments }, &[])? };
+    change.event("truncate", "comparing all rows of both tables", json!({}))?;
+    let taken = match timeout::unbounded(|| run(change, Take::Everything { segments }, &[])) {
+        // As keys in the log they can be halved, until the rows that are refused stand alone.
+        Err(failure) if sqlstate::belongs_to_row(&failure.code) => {
+            let marker = log::marker(change.id, change.direction());
+            let statement = change.with_tables(|tables| {
+                Ok(sql::relog_all(&change.plan, tables, change.direction(), segments, &marker))
+            })?;
+            timeout::unbounded(|| {
+                change.as_owner(&[], || spi::execute(&statement, &[]))?;
+                widening(change, segments, Take::All { segments }, &[])
+            })?
+        }
+        outcome => Taken { truncated: false, ..outcome? },
+    };
     fence(change)?;
     Ok(taken)
 }
 
-fn run(change: &Change, take: Take<'_>, settings: &[(&str, &str)]) -> Result<Taken, Failure> {
+/// One statement in a subtransaction of its own.
+pub(super) fn run(change: &Change, take: Take<'_>, settings: &[(&str, &str)]) -> Result<Taken, Failure> {
     #[derive(Deserialize)]
     struct Row {
         taken: i64,
@@ -157,81 +182,6 @@ pub fn deferrable(change: &Change) -> Result<Option<String>, Failure> {
         &[pgrx::pg_sys::Oid::from(rear.oid).into()],
     )?;
     Ok(found.names)
-}
-
-/// One log row at a time, and again while that helps: a unique value may move through several rows, so that one
-/// row's turn comes only after another's. What is refused in the end is set aside, by key.
-fn one_by_one(change: &Change, segments: &[Name]) -> Result<Taken, Failure> {
-    #[derive(Deserialize)]
-    struct Place {
-        block: u64,
-        offset: u64,
-    }
-    let direction = change.direction();
-    let mut total = Taken::default();
-    let mut open: Vec<(&Name, (u64, u64))> = vec![];
-    for segment in segments {
-        let places: Vec<Place> = spi::fetch(
-            &format!(
-                "select (q.ctid::text::point)[0]::bigint as block, (q.ctid::text::point)[1]::bigint as offset from {segment} q limit 20000"
-            ),
-            &[],
-        )?;
-        open.extend(places.into_iter().map(|place| (segment, (place.block, place.offset))));
-    }
-    loop {
-        let before = open.len();
-        let mut refused = vec![];
-        let mut reasons = vec![];
-        for (segment, ctid) in open {
-            match run(change, Take::Row { segment, ctid }, &BY_INDEX) {
-                Ok(taken) if taken.truncated => return Ok(Taken { truncated: true, ..total }),
-                Ok(taken) => total += taken,
-                Err(failure) if sqlstate::belongs_to_row(&failure.code) => {
-                    refused.push((segment, ctid));
-                    reasons.push(failure);
-                }
-                Err(failure) => return Err(failure),
-            }
-        }
-        if refused.len() == before || refused.is_empty() {
-            for ((segment, ctid), failure) in refused.into_iter().zip(reasons) {
-                set_aside(change, direction, segment, ctid, &failure)?;
-                total.taken += 1;
-            }
-            return Ok(total);
-        }
-        open = refused;
-    }
-}
-
-fn set_aside(
-    change: &Change,
-    direction: Direction,
-    segment: &Name,
-    ctid: (u64, u64),
-    failure: &Failure,
-) -> Result<(), Failure> {
-    #[derive(Deserialize)]
-    struct Row {
-        key: Value,
-        present: bool,
-    }
-    let query = change.with_tables(|tables| Ok(sql::log_row(&change.plan, tables, direction, segment, ctid)))?;
-    let row: Option<Row> = change.as_owner(&BY_INDEX, || spi::fetch_optional(&query, &[]))?;
-    let Some(row) = row else { return Ok(()) };
-    if row.present {
-        bad_row::record(change, direction, &row.key, failure)?;
-    } else {
-        bad_row::forget(change, direction, &row.key)?;
-    }
-    if change.put() == Put::Plain {
-        let forget = change.with_tables(|tables| Ok(sql::forget(&change.plan, tables, direction, segment, ctid)))?;
-        // A key that cannot even be written in the rear's type has no row there.
-        let _ = attempt(|| change.as_owner(&BY_INDEX, || spi::execute(&forget, &[])));
-    }
-    spi::execute(&format!("delete from {segment} where ctid = '({},{})'", ctid.0, ctid.1), &[])?;
-    Ok(())
 }
 
 /// Whether the log says that the table was truncated.

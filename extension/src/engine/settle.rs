@@ -3,7 +3,7 @@
 use crate::capture::{log, switch};
 use crate::catalog::lock::{self, Hold, Mode, Wanted};
 use crate::catalog::relation::Relation;
-use crate::catalog::{role, spi};
+use crate::catalog::{role, spi, timeout};
 use crate::crash;
 use crate::engine::change::Change;
 use crate::engine::{guard, snapshot};
@@ -51,7 +51,8 @@ pub fn validate_one(change: &Change) -> Result<bool, Failure> {
         let constraint = Ident::new(next.constraint.clone());
         let statement = format!("alter table {} validate constraint {constraint}", next.table);
         // The check compares with operators and casts that may be the owner's own functions.
-        role::as_owner(pgrx::pg_sys::Oid::from(key.owner), &[], || spi::execute(&statement, &[]))?;
+        let owner = pgrx::pg_sys::Oid::from(key.owner);
+        timeout::unbounded(|| role::as_owner(owner, &[], || spi::execute(&statement, &[])))?;
     }
     let left = serde_json::to_value(&open).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
     spi::execute("update migrator.change set unvalidated = $2 where id = $1", &[change.id.into(), JsonB(left).into()])?;
@@ -85,9 +86,6 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
         } else {
             failure
         });
-    }
-    if change.paused {
-        guard::may_go_on(&change)?;
     }
     snapshot::refuse_before_swap(&change)?;
     if dry_run {
@@ -196,7 +194,8 @@ fn clear(change: &Change) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Stops all work on a change except capture. What is in hand is finished.
+/// Stops all work on a change that goes on by itself, except capture. What is in hand is finished; rollback, finish and cancel
+/// are somebody's decision, and are not stopped.
 pub fn pause(change: &Change) -> Result<(), Failure> {
     change.check_open()?;
     spi::execute(

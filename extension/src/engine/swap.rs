@@ -13,7 +13,7 @@ use crate::crash;
 use crate::engine::carry::{self, Carryover};
 use crate::engine::change::{Change, plain_regclass};
 use crate::engine::rest::{self, Rest};
-use crate::engine::{bad_row, guard, reconcile, snapshot, sync};
+use crate::engine::{bad_row, guard, owner, reconcile, snapshot, sync};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal};
 use migrator_core::sql::Direction;
@@ -102,6 +102,8 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
     give_way(&held)?;
     let mut budget = rest::AT_MOST * 5;
     for change in &held {
+        // Our lock keeps the next ALTER TABLE … OWNER TO out.
+        owner::follow(change)?;
         drain(change, way, &mut budget)?;
         // What stood in the way of a row may be gone by now.
         if bad_row::retry(change, way.before())? > 0 {
@@ -169,7 +171,11 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
 
 /// Refuses, before anything is changed, what cannot be exchanged now.
 fn check(change: &Change, way: Way) -> Result<(), Failure> {
-    guard::may_go_on(change)?;
+    match way {
+        Way::Swap => guard::may_go_on(change)?,
+        // Whoever wants the old table back is in no mood to resume first.
+        Way::Rollback => guard::not_blocked(change)?,
+    }
     if change.state != way.begins_in() {
         let failure = change.not_now(&format!("it is {}, not {}", change.state, way.begins_in()));
         return Err(match (way, change.state) {
@@ -183,12 +189,16 @@ fn check(change: &Change, way: Way) -> Result<(), Failure> {
     }
     snapshot::refuse_old(change, way.verb())?;
     unchanged(change, way)?;
-    let backlog = reconcile::backlog(change)?;
-    if backlog > rest::AT_MOST {
+    let waits = match reconcile::backlog(change)? {
+        _ if reconcile::truncated(change)? => "all rows of both tables have to be compared".to_owned(),
+        backlog if backlog > rest::AT_MOST => format!("{backlog} keys are not replayed yet"),
+        _ => String::new(),
+    };
+    if !waits.is_empty() {
         // What is replayed by the exchange itself is invisible to every snapshot that is open now.
         return Err(Failure::new(
             code::IN_USE,
-            format!("{} of table {} waits: {backlog} keys are not replayed yet", way.verb(), change.name().plain()),
+            format!("{} of table {} waits: {waits}", way.verb(), change.name().plain()),
         )
         .detail("They are replayed in transactions of their own, which an exchange cannot have. Nothing was changed.")
         .hint(catch_up_first(change, way)));
@@ -200,6 +210,10 @@ fn check(change: &Change, way: Way) -> Result<(), Failure> {
 fn catch_up_first(change: &Change, way: Way) -> String {
     let table = plain_regclass(&change.name());
     let verb = way.verb();
+    if change.paused {
+        let resume = change.call("resume");
+        return format!("Nobody replays them while the change is paused. Let it go on: {resume} Then call this again.");
+    }
     format!(
         "With an agent, call this again in a moment; without one, give both in one line: \
          call migrator.prepare('{table}'); select * from migrator.{verb}('{table}');"
@@ -208,22 +222,9 @@ fn catch_up_first(change: &Change, way: Way) -> String {
 
 /// SHARE UPDATE EXCLUSIVE on both tables, waited for longer than deadlock_timeout.
 fn give_way(held: &[Change]) -> Result<(), Failure> {
-    #[derive(Deserialize)]
-    struct Time {
-        ms: i64,
-    }
-    let time: Time = spi::fetch_one(
-        "select setting::bigint + 2000 as ms from pg_catalog.pg_settings where name = 'deadlock_timeout'",
-        &[],
-    )?;
-    role::with_settings(&[("lock_timeout", &time.ms.to_string())], || {
-        for change in held {
-            for relation in [change.live, change.shadow] {
-                lock::relation(Wanted { relation, mode: Mode::ShareUpdateExclusive });
-            }
-        }
-    });
-    Ok(())
+    let tables = held.iter().flat_map(|change| [change.live, change.shadow]);
+    let wanted: Vec<Wanted> = tables.map(|relation| Wanted { relation, mode: Mode::ShareUpdateExclusive }).collect();
+    lock::patiently(&wanted)
 }
 
 /// Replays the log until next to nothing is left, as long as that is little altogether.

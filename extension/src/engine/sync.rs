@@ -5,10 +5,10 @@ use crate::catalog::lock::{self, Hold, Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
 use crate::engine::change::Change;
-use crate::engine::{guard, shape};
+use crate::engine::{guard, recapture, shape};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::Ident;
-use migrator_core::sql::Direction;
+use migrator_core::sql::{Direction, Put};
 use migrator_core::state::State;
 use serde::Deserialize;
 use serde_json::json;
@@ -20,7 +20,8 @@ pub fn start(mut change: Change) -> Result<State, Failure> {
     change.check_open()?;
     lock::change(change.id, Hold::Alone);
     change = change.again()?;
-    let again = change.blocked.is_some() && change.capture.is_some() && change.state.may_become(State::Syncing);
+    let broken = change.capture.is_some() && recapture::is_broken(&change)?;
+    let again = broken || (change.blocked.is_some() && change.state.may_become(State::Syncing));
     if change.state != State::Created && !again {
         return Err(change.not_now(&format!("it is {}, and capture is on already", change.state)).hint(format!(
             "Go on with call migrator.prepare('{}'); or look: select * from migrator.status;",
@@ -29,8 +30,12 @@ pub fn start(mut change: Change) -> Result<State, Failure> {
     }
     let live = Relation::get(change.live)?;
     let key: Vec<Ident> = change.plan.key.iter().map(|column| column.old.clone()).collect();
-    if shape::structure(change.live)? != change.plan.structure {
+    if change.state != State::Swapped && shape::structure(change.live)? != change.plan.structure {
         return Err(structure_changed(&change));
+    }
+    if change.put() == Put::Merged {
+        // The rear has values that the front cannot give it: it is kept, and compared.
+        return recapture::again(&mut change);
     }
     if again {
         clear_shadow(&change)?;
@@ -173,17 +178,18 @@ pub fn not_in_sync_transaction(change: &Change) -> Result<(), Failure> {
 
 /// Whether what capture and copy rely on still stands. Checked under a lock on the live table, in the transaction of the batch.
 pub fn check_ground(change: &Change) -> Result<(), Failure> {
-    let (front, _) = change.front_and_rear()?;
-    if change.capture.as_deref() != Some(switch::fingerprint(change.id, &front)?.as_str()) {
+    if recapture::is_broken(change)? {
+        let anew = if change.put() == Put::Merged {
+            "Switch it on again, and all rows are compared"
+        } else {
+            "Begin the copy anew"
+        };
         return Err(Failure::new(
             code::NOT_IN_STATE,
             format!("capture of table {} was switched off or replaced meanwhile", change.name().plain()),
         )
-        .detail("Writes may have been missed, so what was copied cannot be trusted.")
-        .hint(format!(
-            "Begin the copy anew: {} Leave triggers named migrator_capture_* alone.",
-            change.call("start_sync")
-        )));
+        .detail("Writes may have been missed, so the other table cannot be trusted.")
+        .hint(format!("{anew}: {} Leave triggers named migrator_capture_* alone.", change.call("start_sync"))));
     }
     if change.direction() == Direction::Forward && shape::structure(change.live)? != change.plan.structure {
         return Err(structure_changed(change));

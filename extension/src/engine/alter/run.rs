@@ -4,7 +4,7 @@ use super::{Request, check};
 use crate::catalog::attempt::attempt;
 use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
-use crate::catalog::{role, spi};
+use crate::catalog::{role, spi, timeout};
 use crate::crash;
 use crate::engine::{guard, shape};
 use migrator_core::alter::{Act, Step};
@@ -111,15 +111,15 @@ fn tree(live: &Relation) -> Result<Vec<u32>, Failure> {
 fn validate(request: &Request, live: &Relation, step: &Step) -> Result<(), Failure> {
     let mut settings = request.session.settings.clone();
     settings.insert(0, ("lock_timeout".to_owned(), patience()?));
-    attempt(|| {
+    let all = || {
         for text in &step.texts {
             role::as_owner(live.owner(), &settings, || {
                 spi::execute(&format!("alter table {} {text}", live.name), &[])
             })?;
         }
         Ok(())
-    })
-    .map_err(|failure| busy(failure, live))
+    };
+    timeout::unbounded(|| attempt(all)).map_err(|failure| busy(failure, live))
 }
 
 /// Longer than autovacuum holds out.

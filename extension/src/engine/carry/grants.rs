@@ -1,4 +1,7 @@
 //! Owner and privileges: on the rear, before any lock. Each grant comes from the role that gave it.
+//!
+//! The owner is the front's already, for each step sees to that (`engine::owner`); where ALTER TABLE … OWNER TO came a moment
+//! ago, it is brought into line here too.
 
 use super::{Gathering, Statement};
 use crate::catalog::spi;

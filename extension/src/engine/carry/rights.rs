@@ -2,7 +2,8 @@
 //! the input function of a domain runs whatever its CHECK says.
 //!
 //! PostgreSQL asks for privileges on schemas when an object is made, not while it exists, so an owner may lack some
-//! by now. What is missing is lent for the one statement.
+//! by now. Missing USAGE is lent for the one statement, in which the owner's code may run: it can name more then, not
+//! make or read more. CREATE is lent in schemas of our own only.
 
 use super::Statement;
 use crate::catalog::spi;
@@ -31,7 +32,7 @@ impl Loan {
 /// An object whose definition is parsed again: its catalog's name and its oid.
 pub(super) type Source = (&'static str, u32);
 
-/// What `role` lacks to name all that `source` depends on, to name things in `uses` and to create in `creates`.
+/// What `role` lacks to name all that `source` depends on, to name things in `uses` and to create in `creates`, which are ours.
 pub(super) fn lacking(role: u32, source: Source, uses: &[&Ident], creates: &[&Ident]) -> Result<Vec<Loan>, Failure> {
     let names = |schemas: &[&Ident]| schemas.iter().map(|schema| schema.as_str().to_owned()).collect::<Vec<_>>();
     spi::fetch(
@@ -50,6 +51,19 @@ pub(super) fn lacking(role: u32, source: Source, uses: &[&Ident], creates: &[&Id
             names(creates).into(),
         ],
     )
+}
+
+/// Whether `role` may create in a schema.
+pub(super) fn may_create(role: u32, schema: &Ident) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct Answer {
+        may: bool,
+    }
+    let answer: Answer = spi::fetch_one(
+        "select pg_catalog.has_schema_privilege($1::pg_catalog.oid, n.oid, 'create') as may from pg_catalog.pg_namespace n where n.nspname = $2",
+        &[pg_sys::Oid::from(role).into(), schema.as_str().into()],
+    )?;
+    Ok(answer.may)
 }
 
 /// The statement as `role` runs it, between granting and revoking what it lacks.

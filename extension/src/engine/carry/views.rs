@@ -10,7 +10,7 @@
 
 use super::{Gathering, grants, rights};
 use crate::catalog::lock::{Mode, Wanted};
-use crate::catalog::{spi, view_text};
+use crate::catalog::{role, spi, view_text};
 use migrator_core::dependant::{Verdict, judge_on_view};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, Name, literal, plain};
@@ -124,12 +124,11 @@ pub(super) fn gather(g: &mut Gathering<'_>) -> Result<(), Failure> {
         g.before_move(format!("drop view {}", view.name()));
     }
     for view in &inside_out {
-        let (name, options) = (view.name(), view.options());
         if anew.contains(&view.oid) {
-            create(g, view, format!("create view {name}{options} as {}", view.definition))?;
+            create(g, view, CREATE)?;
             restore(g, view)?;
         } else if view.direct {
-            create(g, view, format!("create or replace view {name}{options} as {}", view.definition))?;
+            create(g, view, REPLACE)?;
         } else {
             continue;
         }
@@ -221,12 +220,34 @@ fn outputs(view: &View, front: &Name, rear: &Name) -> Result<Vec<view_text::Outp
 }
 
 /// Runs the view's text as its owner, who has to be allowed to create in its schema even where the view is replaced.
-fn create(g: &mut Gathering<'_>, view: &View, sql: String) -> Result<(), Failure> {
-    let schemas = [&view.schema];
-    let loans = rights::lacking(view.owner, ("pg_rewrite", view.rule), &schemas, &schemas)?;
-    g.out.after_move.extend(rights::lent(sql, view.owner, &loans));
+///
+/// An owner who may not (any more) is not allowed to for our sake: the text may run the owner's own code, which
+/// could use the moment. The view is made in a schema that nobody else uses, and moved to its place. What that code
+/// leaves there makes DROP SCHEMA, and with it the swap, fail.
+fn create(g: &mut Gathering<'_>, view: &View, verb: &str) -> Result<(), Failure> {
+    let text = |name: &Name| format!("{verb} view {name}{} as {}", view.options(), view.definition);
+    let name = view.name();
+    let loans = rights::lacking(view.owner, ("pg_rewrite", view.rule), &[&view.schema], &[])?;
+    if rights::may_create(view.owner, &view.schema)? {
+        g.out.after_move.extend(rights::lent(text(&name), view.owner, &loans));
+        return Ok(());
+    }
+    let aside = Ident::new(format!("{}_views", g.swap.front_backup_schema));
+    let there = Name { schema: aside.clone(), name: view.name.clone() };
+    let owner = role::name(view.owner.into())?;
+    g.after_move(format!("create schema {aside}"));
+    g.after_move(format!("grant usage, create on schema {aside} to {owner}"));
+    if verb != CREATE {
+        g.after_move(format!("alter view {name} set schema {aside}"));
+    }
+    g.out.after_move.extend(rights::lent(text(&there), view.owner, &loans));
+    g.after_move(format!("alter view {there} set schema {}", view.schema));
+    g.after_move(format!("drop schema {aside}"));
     Ok(())
 }
+
+const CREATE: &str = "create";
+const REPLACE: &str = "create or replace";
 
 /// What DROP VIEW took with it.
 fn restore(g: &mut Gathering<'_>, view: &View) -> Result<(), Failure> {
