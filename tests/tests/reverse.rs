@@ -14,6 +14,8 @@ for_each_server!(
     unique_values_that_move_after_the_swap,
     swapping_and_rolling_back_again_and_again,
     decisions_at_the_wrong_time,
+    what_was_added_since_the_swap_is_not_lost,
+    foreign_keys_that_go_after_the_swap,
 );
 
 async fn a_dropped_column_comes_back_with_every_value(server: Server) -> Result<()> {
@@ -235,4 +237,97 @@ async fn decisions_at_the_wrong_time(server: Server) -> Result<()> {
         session.refusal(over).await?;
     }
     nothing_left_behind(&database).await
+}
+
+/// The old table does not have what was added to the new one since: no rollback loses it without a word.
+async fn what_was_added_since_the_swap_is_not_lost(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table grown (id int primary key, v int, w int default 3); insert into grown select g, g from generate_series(1, 50) g;
+             create index kept on grown (w)",
+        )
+        .await?;
+    let change = Change::create(&database, "public.grown", "alter column v type bigint").await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    change.until_in_step().await?;
+    for (add, undo) in [
+        ("alter table grown add column extra text", "alter table grown drop column extra"),
+        ("create index grown_v on grown (v)", "drop index grown_v"),
+        ("alter table grown add constraint positive check (v > 0)", "alter table grown drop constraint positive"),
+        ("alter table grown add constraint once unique (v)", "alter table grown drop constraint once"),
+        ("alter table grown alter column v set default 7", "alter table grown alter column v drop default"),
+        ("alter table grown alter column w drop default", "alter table grown alter column w set default 3"),
+        ("drop index kept", "create index kept on grown (w)"),
+        ("alter table grown alter column w set not null", "alter table grown alter column w drop not null"),
+        ("alter table grown rename column w to ww", "alter table grown rename column ww to w"),
+    ] {
+        session.run(add).await?;
+        for dry_run in [true, false] {
+            let call = format!("select * from migrator.rollback('grown', dry_run => {dry_run})");
+            let refusal = session.refusal(&call).await.context(add)?;
+            ensure!(
+                refusal.code == "55000"
+                    && refusal.message.contains("grown")
+                    && refusal.message.contains("since the swap"),
+                "{add}: {refusal}"
+            );
+            ensure!(refusal.hint.is_some_and(|hint| hint.contains("finish")), "{add}: no way out is named");
+        }
+        ensure!(change.state().await? == "swapped", "{add}: refused, and yet: {}", change.told().await?);
+        session.run(undo).await?;
+        let row = session.row("select rolled_back, reason from migrator.rollback('grown', dry_run => true)").await;
+        row.with_context(|| format!("undone with {undo}"))?;
+    }
+    session.run("update grown set v = 0 where id = 5").await?;
+    change.rollback().await?;
+    ensure!(session.value("select v from grown where id = 5").await? == "0", "a write is lost");
+    change.until_ready().await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+/// A foreign key that somebody drops between the swap and its validation, or the rollback, is gone: nothing stumbles
+/// over it and nothing brings it back.
+async fn foreign_keys_that_go_after_the_swap(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table above (id int primary key); insert into above values (1);
+             create table middle (id int primary key, up int constraint out references above, also int constraint stays references above, n int);
+             insert into middle values (1, 1, 1, 1);
+             create table below (id int primary key, m int constraint in_ references middle, k int constraint kept references middle);
+             insert into below values (1, 1, 1)",
+        )
+        .await?;
+    let keys = "select string_agg(conname || case when convalidated then '' else ' not valid' end, ' ' order by conname) \
+                from pg_constraint where contype = 'f' and conparentid = 0 \
+                and conrelid in ('middle'::regclass, 'below'::regclass)";
+    for end in ["finish", "rollback"] {
+        let change = Change::create(&database, "public.middle", "alter column n type bigint").await?;
+        change.until_ready().await?;
+        change.swap().await?;
+        session.run("alter table middle drop constraint out; alter table below drop constraint in_").await?;
+        if end == "finish" {
+            session.run("select migrator.validate('middle')").await?;
+            change.until_in_step().await?;
+            change.finish().await?;
+        } else {
+            change.rollback().await?;
+            change.until_ready().await?;
+            change.cancel().await?;
+        }
+        let left = session.value(keys).await?;
+        ensure!(left == "kept stays", "after {end} the foreign keys are: {left}");
+        session.refusal("insert into middle values (2, 5, 5, 5)").await?;
+        session.run("insert into middle values (3, 5, 1, 5); delete from middle where id = 3").await?;
+        nothing_left_behind(&database).await?;
+        session
+            .run("alter table middle add constraint out foreign key (up) references above; alter table below add constraint in_ foreign key (m) references middle")
+            .await?;
+    }
+    Ok(())
 }

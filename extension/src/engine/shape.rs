@@ -18,7 +18,7 @@ mod explain;
 mod keys;
 pub mod table;
 
-pub use crate::catalog::definition::{definitions, structure};
+pub use crate::catalog::definition::{columns_in_use, definitions, structure};
 pub use explain::Row;
 
 use columns::Work;

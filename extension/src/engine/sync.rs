@@ -208,9 +208,9 @@ pub fn check_unchanged_since_swap(change: &Change) -> Result<(), Failure> {
     .hint(format!("Undo that and call this again, or keep the new table: {}", change.call("finish"))))
 }
 
-/// Columns and definitions of a table in one text.
+/// Columns and definitions of a table in one text, the same again when something was added and dropped.
 pub fn front_as_it_is(table: u32) -> Result<String, Failure> {
-    Ok(format!("{} {}", shape::structure(table)?, shape::definitions(table)?))
+    Ok(format!("{} {}", shape::columns_in_use(table)?, shape::definitions(table)?))
 }
 
 /// Whether the indexes, constraints and defaults of the old shape are those that the shadow was made with.
