@@ -37,9 +37,10 @@ pub fn start(mut change: Change) -> Result<State, Failure> {
         log::drop_log(change.id, Direction::Forward)?;
     }
     log::create_log(change.id, Direction::Forward, &live, &key)?;
-    let name = change.name().plain();
+    let what = format!("capture could not be switched on for table {}", change.name().plain());
+    lock::settle(&what, &[change.live])?;
     lock::series(
-        &format!("capture could not be switched on for table {name}"),
+        &what,
         lock::ATTEMPTS,
         || {
             // Dropping the triggers of before takes the strongest lock.
