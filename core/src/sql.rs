@@ -7,8 +7,10 @@
 use crate::ident::{Ident, Name};
 use crate::plan::{KeyColumn, NewColumn, Plan, Source};
 
+mod sample;
 mod verify;
 
+pub use sample::sample;
 pub use verify::{KeyRange, Walk, boundary, compare, mismatches};
 
 /// Which way rows flow.

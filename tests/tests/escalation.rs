@@ -105,7 +105,13 @@ async fn code_in_types_and_expressions(server: Server) -> Result<()> {
         )
         .await?;
     let actions = "alter column id type bigint, add column w m.dom default 8, add constraint n check (w <> all ('{-1}'::m.dom[]))";
-    session.rows(&format!("select * from migrator.explain('m.t', {})", session::literal(actions))).await?;
+    session
+        .rows(&format!(
+            "select * from migrator.explain('m.t', {}, {})",
+            session::literal(actions),
+            session::literal(r#"{"w": "m.spring(id)"}"#)
+        ))
+        .await?;
     let change = Change::create(&database, "m.t", actions).await?;
     all_the_way(
         &database,

@@ -80,6 +80,16 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// As the manual writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::AccessShare => "ACCESS SHARE",
+            Mode::ShareUpdateExclusive => "SHARE UPDATE EXCLUSIVE",
+            Mode::ShareRowExclusive => "SHARE ROW EXCLUSIVE",
+            Mode::AccessExclusive => "ACCESS EXCLUSIVE",
+        }
+    }
+
     fn number(self) -> i32 {
         let mode = match self {
             Mode::AccessShare => pg_sys::AccessShareLock,

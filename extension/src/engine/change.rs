@@ -116,22 +116,7 @@ impl Change {
     /// Runs `work` as the table's owner, restricted, under the settings that the change recorded.
     pub fn as_owner<T>(&self, extra: &[(&str, &str)], work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
         let owner = Relation::get(self.live)?.owner();
-        let mut settings: Vec<(String, String)> = self
-            .plan
-            .settings
-            .iter()
-            .map(|(name, value)| {
-                // Our own text names operators and functions without a schema; a path that hides pg_catalog must not change them.
-                let value = if name == "search_path" && !value.is_empty() {
-                    format!("pg_catalog, {value}")
-                } else if name == "search_path" {
-                    "pg_catalog".to_owned()
-                } else {
-                    value.clone()
-                };
-                (name.clone(), value)
-            })
-            .collect();
+        let mut settings = settings(&self.plan);
         settings.extend(extra.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         role::as_owner(owner, &settings, work)
     }
@@ -234,6 +219,24 @@ impl Change {
     pub fn call(&self, function: &str) -> String {
         format!("select migrator.{function}('{}');", plain_regclass(&self.name()))
     }
+}
+
+/// The settings that a plan recorded, as its expressions are evaluated under them.
+pub fn settings(plan: &Plan) -> Vec<(String, String)> {
+    plan.settings
+        .iter()
+        .map(|(name, value)| {
+            // Our own text names operators and functions without a schema; a path that hides pg_catalog must not change them.
+            let value = if name == "search_path" && !value.is_empty() {
+                format!("pg_catalog, {value}")
+            } else if name == "search_path" {
+                "pg_catalog".to_owned()
+            } else {
+                value.clone()
+            };
+            (name.clone(), value)
+        })
+        .collect()
 }
 
 /// A name as one would type it inside a regclass literal.

@@ -16,6 +16,7 @@ pub mod checks;
 mod columns;
 mod explain;
 mod keys;
+mod measure;
 pub mod table;
 
 pub use crate::catalog::definition::{columns_in_use, definitions, structure};
