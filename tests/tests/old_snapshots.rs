@@ -7,7 +7,8 @@ use std::time::Duration;
 for_each_server!(
     a_snapshot_older_than_the_change_is_waited_for,
     a_writer_with_a_snapshot_from_before_the_swap,
-    prepared_statements_go_on
+    prepared_statements_go_on,
+    callers_with_an_old_snapshot_are_refused,
 );
 
 const TABLE: &str = "create table kept (id int primary key, v int not null); insert into kept select g, 0 from generate_series(1, 500) g";
@@ -118,6 +119,7 @@ async fn prepared_statements_go_on(server: Server) -> Result<()> {
         .await?;
     let client = database.connect().await?;
     let select = client.client().prepare("select v from kept where id = 3").await?;
+    let star = client.client().prepare("select * from kept where id = 3").await?;
     let update = client.client().prepare("update kept set v = v + 1 where id = $1::int").await?;
     let insert = client.client().prepare("insert into kept (id, v) values ($1::int, 0)").await?;
     let change = Change::create(&database, "public.kept", "alter column id type bigint, add column w text").await?;
@@ -131,13 +133,69 @@ async fn prepared_statements_go_on(server: Server) -> Result<()> {
         ensure!(client.client().execute(&insert, &[&(1000 + turn)]).await? == 1, "a prepared INSERT did nothing");
         if turn % 2 == 0 {
             change.swap().await?;
+            // Only where the result's own columns changed, the server says so.
+            let told = client.client().query(&star, &[]).await.expect_err("its columns have changed");
+            let told = told.as_db_error().map(|error| error.message().to_owned());
+            ensure!(told.as_deref() == Some("cached plan must not change result type"), "{told:?}");
         } else {
             change.until_in_step().await?;
             change.rollback().await?;
             change.until_ready().await?;
+            client.client().query(&star, &[]).await?;
         }
     }
     ensure!(client.value("select v from kept where id = 3").await? == "48", "updates were lost");
     change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+/// What reads the log and takes keys from it needs a new snapshot for each statement, and one newer than capture.
+async fn callers_with_an_old_snapshot_are_refused(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(TABLE).await?;
+    let change = Change::create(&database, "public.kept", "alter column id type bigint").await?;
+    let id = change.id;
+    let both = format!(
+        "do $$ begin perform migrator.start_sync(change => {id}); perform migrator.copy_batch(change => {id}); end $$"
+    );
+    let refusal = session.refusal(&both).await?;
+    ensure!(refusal.code == "55000" || refusal.code == "25001", "{refusal}");
+    let both = both.replace("migrator.copy_batch(change => ", "migrator.advance(");
+    let refusal = session.refusal(&both).await?;
+    ensure!(refusal.code == "25001" && refusal.message.contains("start_sync"), "{refusal}");
+    ensure!(change.state().await? == "created", "refused, and yet: {}", change.told().await?);
+
+    let mut calls = vec![format!("migrator.advance({id})"), format!("migrator.copy_batch(change => {id})")];
+    change.until(|advance| advance.state == "copying").await?;
+    for stop in ["copying", "ready", "swapped"] {
+        match stop {
+            "ready" => {
+                change.until_ready().await?;
+                calls.extend([
+                    format!("migrator.verify(change => {id})"),
+                    format!("migrator.swap(change => {id}, in_transaction => true)"),
+                ]);
+            }
+            "swapped" => {
+                change.swap().await?;
+                calls = vec![
+                    format!("migrator.advance({id})"),
+                    format!("migrator.rollback(change => {id}, in_transaction => true)"),
+                ];
+            }
+            _ => {}
+        }
+        for level in ["repeatable read", "serializable"] {
+            for call in &calls {
+                session.run(&format!("begin isolation level {level}")).await?;
+                let refusal = session.refusal(&format!("select * from {call}")).await?;
+                session.run("rollback").await?;
+                let wrong_state = call.contains("copy_batch") && stop == "ready" && refusal.code == "55000";
+                ensure!(refusal.code == "25001" || wrong_state, "{call} in {level}, {stop}: {refusal}");
+            }
+        }
+    }
+    change.finish().await?;
     nothing_left_behind(&database).await
 }
