@@ -15,6 +15,7 @@ for_each_server!(
     an_end_behind_a_long_reader,
     a_swap_beside_vacuum_and_index_builds,
     referenced_tables_wait_no_longer,
+    a_swap_beside_an_index_build_of_the_table,
     an_end_behind_readers_of_the_other_table,
     a_log_is_given_back_without_a_writer_waiting,
 );
@@ -192,6 +193,41 @@ async fn a_swap_beside_vacuum_and_index_builds(server: Server) -> Result<()> {
     }
     application.never_waited().await?;
     change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+/// CREATE INDEX CONCURRENTLY of the table itself holds it for as long as the oldest writer lives. A swap would lose the
+/// index, and says so; what ends the change names the session that builds it.
+async fn a_swap_beside_an_index_build_of_the_table(server: Server) -> Result<()> {
+    let (database, session) = busy(&server).await?;
+    let change = Change::create(&database, "public.busy", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    let application = Application::start(&database, &STATEMENTS).await?;
+    let writer = database.connect_as("postgres", "writer").await?;
+    writer.run("begin; update busy set v = 4711 where id = 11").await?;
+    let builder = database.connect_as("postgres", "builder").await?;
+    let pid = builder.pid;
+    let build = tokio::spawn(async move { builder.run("create index concurrently busy_v on busy (v)").await });
+    let waits = format!("select count(*) from pg_locks where pid = {pid} and not granted");
+    let deadline = Instant::now() + change::PATIENCE;
+    while session.number(&waits).await? == 0 {
+        ensure!(Instant::now() < deadline && !build.is_finished(), "the build does not wait: this tests nothing");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    session.run("set deadlock_timeout = '10ms'").await?;
+    let refusal = session.refusal("select * from migrator.swap('busy')").await?;
+    ensure!(refusal.code == "55000" && refusal.message.contains("indexes"), "{refusal}");
+    let refusal = session.refusal("select migrator.cancel('busy')").await?;
+    ensure!(refusal.code == "55P03" && refusal.message.contains(&pid.to_string()), "{refusal}");
+    application.never_waited().await?;
+    writer.run("commit").await?;
+    build.await??;
+    let refusal = session.refusal("select * from migrator.swap('busy')").await?;
+    ensure!(refusal.code == "55000" && refusal.message.contains("indexes"), "{refusal}");
+    session.run("drop index busy_v").await?;
+    change.swap().await?;
+    ensure!(session.value("select v from busy where id = 11").await? == "4711", "the writer's row is lost");
+    change.finish().await?;
     nothing_left_behind(&database).await
 }
 
