@@ -85,7 +85,12 @@ impl Cluster {
 
     /// A standby of this server, streaming from it, with its settings.
     pub async fn standby(&self) -> Result<Cluster> {
-        let (server, primary, port) = (self.server.clone(), self.home.clone(), self.port.to_string());
+        self.standby_of(&self.server).await
+    }
+
+    /// The same with the programs and libraries of another installation.
+    pub async fn standby_of(&self, server: &Server) -> Result<Cluster> {
+        let (server, primary, port) = (server.clone(), self.home.clone(), self.port.to_string());
         spawn_blocking(move || {
             let standby = Cluster::empty(server)?;
             let copied = as_server_user(&standby.server.program("pg_basebackup"))
@@ -100,7 +105,8 @@ impl Cluster {
         .await?
     }
 
-    /// Waits until this standby has replayed what the other server has written so far.
+    /// Waits until this standby has replayed what the other server has written so far: with `synchronous_commit = on`, all
+    /// that was committed.
     pub async fn follows(&self, primary: &Cluster) -> Result<()> {
         let written = primary.connect("postgres").await?.value("select pg_current_wal_lsn()").await?;
         let session = self.connect("postgres").await?;
