@@ -6,7 +6,7 @@ use migrator_tests::left_behind::nothing_left_behind;
 use migrator_tests::*;
 use std::time::{Duration, Instant};
 
-for_each_server!(a_swap_beside_a_vacuum_against_wraparound, each_step_beside_a_plain_vacuum);
+for_oldest_and_newest_server!(a_swap_beside_a_vacuum_against_wraparound, each_step_beside_a_plain_vacuum);
 
 /// Nothing else is vacuumed by itself, and what is takes its time.
 const SETTINGS: [(&str, &str); 7] = [

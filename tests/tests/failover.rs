@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-for_each_server!(a_standby_that_lost_the_last_commits, a_standby_without_the_library);
+for_oldest_and_newest_server!(a_standby_that_lost_the_last_commits, a_standby_without_the_library);
 
 /// What was committed is on its way to the standby, and not in a buffer.
 const SENT: [(&str, &str); 1] = [("synchronous_commit", "on")];

@@ -6,7 +6,7 @@ use migrator_tests::same_rows::{fingerprint, same_rows};
 use migrator_tests::*;
 use std::time::{Duration, Instant};
 
-for_each_server!(rows_that_a_subscription_applies, published_tables_are_refused_by_name);
+for_oldest_and_newest_server!(rows_that_a_subscription_applies, published_tables_are_refused_by_name);
 
 async fn wait_for_rows(session: &Session, like: &Session) -> Result<()> {
     let wanted = fingerprint(like, "table fed").await?;
