@@ -1,5 +1,6 @@
 //! No write escapes: every kind of statement, transaction and trigger, between the copy and the swap and after it.
 
+use migrator_tests::application::Application;
 use migrator_tests::left_behind::nothing_left_behind;
 use migrator_tests::same_rows::same_rows;
 use migrator_tests::*;
@@ -10,6 +11,7 @@ for_each_server!(
     triggers_that_interfere,
     a_capture_that_was_switched_off,
     writes_while_a_batch_is_on_its_way,
+    capture_comes_on_again_behind_a_reader,
 );
 
 const TABLES: &str = "
@@ -299,5 +301,38 @@ async fn writes_while_a_batch_is_on_its_way(server: Server) -> Result<()> {
     same_rows(&session, "table items", &format!("table {rear}")).await?;
     change.swap().await?;
     change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+/// Switching capture on anew takes the strongest lock, for the triggers of before have to go: in attempts like any other.
+async fn capture_comes_on_again_behind_a_reader(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(TABLES).await?;
+    let change = Change::create(&database, "public.items", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    session.run("alter table items disable trigger all; update items set name = 'unseen' where id = 1; alter table items enable trigger all").await?;
+    change.until(|advance| advance.step == "wait").await?;
+    ensure!(change.state().await? == "blocked", "nobody noticed: {}", change.told().await?);
+    let reader = database.connect_as("postgres", "reader").await?;
+    reader.run("begin").await?;
+    reader.run("select * from items limit 1").await?;
+    let application = Application::start(
+        &database,
+        &["select count(*) from items where id < 50", "update items set n = n + 1 where id = 9"],
+    )
+    .await?;
+    let worker = database.connect_as("postgres", "test:change").await?;
+    worker.run("set statement_timeout = '1200ms'").await?;
+    let refusal = worker.refusal("select migrator.start_sync('items')").await?;
+    ensure!(matches!(refusal.code.as_str(), "57014" | "55P03"), "{refusal}");
+    reader.run("commit").await?;
+    session.run("select migrator.start_sync('items')").await?;
+    change.until_ready().await?;
+    application.never_waited().await?;
+    change.until_in_step().await?;
+    let rear = change.rear().await?;
+    same_rows(&session, "table items", &format!("table {rear}")).await?;
+    change.cancel().await?;
     nothing_left_behind(&database).await
 }

@@ -9,6 +9,9 @@ for_each_server!(
     a_writer_with_a_snapshot_from_before_the_swap,
     prepared_statements_go_on,
     callers_with_an_old_snapshot_are_refused,
+    much_that_an_old_snapshot_does_not_see,
+    a_swap_by_itself_waits_and_catches_up,
+    a_reader_that_began_later_is_not_to_blame,
 );
 
 const TABLE: &str = "create table kept (id int primary key, v int not null); insert into kept select g, 0 from generate_series(1, 500) g";
@@ -196,6 +199,91 @@ async fn callers_with_an_old_snapshot_are_refused(server: Server) -> Result<()> 
             }
         }
     }
+    change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+async fn reader_with_a_snapshot(database: &Database) -> Result<Session> {
+    let old = database.connect_as("postgres", "old reader").await?;
+    old.run("begin isolation level repeatable read").await?;
+    old.run("select count(*) from pg_class").await?;
+    Ok(old)
+}
+
+/// An exchange replays few keys itself: rows that it wrote would be missing for whoever has a snapshot by then.
+async fn much_that_an_old_snapshot_does_not_see(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(TABLE).await?;
+    let change = Change::create(&database, "public.kept", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    session.run("insert into kept select g, g from generate_series(1001, 21000) g").await?;
+    let old = reader_with_a_snapshot(&database).await?;
+    let refusal = session.refusal("select * from migrator.swap('kept')").await?;
+    ensure!(refusal.code == "55006" && refusal.hint.is_some(), "{refusal}");
+    // Replayed in transactions of their own, and still not seen by the old snapshot: now that one is in the way.
+    change.until_in_step().await?;
+    let refusal = session.refusal("select * from migrator.swap('kept')").await?;
+    ensure!(refusal.code == "55006" && refusal.message.contains(&old.pid.to_string()), "{refusal}");
+    ensure!(old.value("select count(*) from kept").await? == "20500", "the old reader misses rows");
+    old.run("commit").await?;
+    change.swap().await?;
+    change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+/// `on_ready => 'swap'` behind an old snapshot: it says for whom it waits, and the log does not grow meanwhile.
+async fn a_swap_by_itself_waits_and_catches_up(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(TABLE).await?;
+    let old = reader_with_a_snapshot(&database).await?;
+    let change =
+        Change::create_with(&database, "public.kept", "actions => 'alter column id type bigint', on_ready => 'swap'")
+            .await?;
+    let named = |reason: &str| reason.contains(&old.pid.to_string());
+    change.until(|advance| advance.state == "ready" && named(&advance.reason)).await?;
+    session.run("insert into kept select g, g from generate_series(1001, 6000) g").await?;
+    let rear = change.rear().await?;
+    let worker = change.session().await?;
+    let deadline = std::time::Instant::now() + change::PATIENCE;
+    while session.number(&format!("select count(*) from {rear}")).await? < 5500 {
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "nothing is replayed while the swap waits: {}",
+            change.told().await?
+        );
+        change.advance(&worker).await?;
+    }
+    let told = session.value(&format!("select waits_for from migrator.status where change = {}", change.id)).await?;
+    ensure!(named(&told), "status does not say for whom it waits: {told}");
+    ensure!(old.value("select count(*) from kept").await? == "500", "the old reader sees other rows than before");
+    old.run("commit").await?;
+    change.until(|advance| advance.state == "swapped").await?;
+    change.until_in_step().await?;
+    change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+/// The oldest open writer, in whatever database, gives every snapshot its xmin: that alone makes no reader old.
+async fn a_reader_that_began_later_is_not_to_blame(server: Server) -> Result<()> {
+    let (database, elsewhere) = (server.database().await?, Database::create(&server.shared().await?, false).await?);
+    let (session, writer) = (database.connect().await?, elsewhere.connect().await?);
+    session.run(TABLE).await?;
+    writer.run("create table w (id int)").await?;
+    writer.run("begin").await?;
+    writer.run("insert into w values (1)").await?;
+    let change = Change::create(&database, "public.kept", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    // As if the last large catch-up were long ago.
+    session
+        .run(&format!("update migrator.change set fence_at = fence_at - interval '1 hour' where id = {}", change.id))
+        .await?;
+    let later = reader_with_a_snapshot(&database).await?;
+    change.swap().await?;
+    ensure!(later.value("select count(*) from kept").await? == "500", "a reader misses rows");
+    later.run("commit").await?;
+    writer.run("rollback").await?;
     change.finish().await?;
     nothing_left_behind(&database).await
 }

@@ -34,9 +34,13 @@ pub fn start(mut change: Change) -> Result<State, Failure> {
     }
     if again {
         clear_shadow(&change)?;
-        log::drop_log(change.id, Direction::Forward)?;
     }
-    log::create_log(change.id, Direction::Forward, &live, &key)?;
+    // A log that is there stays: the triggers of before still write to it, and writers would wait for whoever drops it.
+    // What it holds does no harm, for a key without need costs a row written twice.
+    if !log::is_there(change.id, Direction::Forward)? {
+        log::drop_log(change.id, Direction::Forward)?;
+        log::create_log(change.id, Direction::Forward, &live, &key)?;
+    }
     let what = format!("capture could not be switched on for table {}", change.name().plain());
     lock::settle(&what, &[change.live])?;
     lock::series(
