@@ -26,13 +26,19 @@ $$What create_shadow with the same arguments would begin, and all that would fol
 
 - relation, actions, transform, reverse, shadow: as for create_shadow.
 
+Up to 200 ms of blocks from all over the table are read and computed as the copy would, with the owner's rights, to tell how long it will take.
+
 Returns a row for each statement, in their order, and at the end what else to know:
 - ordinal: the order.
-- step: the step of the change, or `note`.
-- object: the table, index or column.
+- step: the step of the change; `dependant`, `note` or `disk`.
+- object: the table, index, column or other object.
 - statement: what is run; null where it is worked out later.
 - lock: the lock on the table that the application uses, or, where it says so, on the shadow or the backup.
 - held: how long.
+- rows: how many it touches, as the last ANALYZE counted them, or the sample.
+- bytes: how many it writes; of `disk`, how many are needed and free, null where that cannot be read.
+- wal_bytes: how much WAL that makes.
+- seconds: how long it takes one connection to read and compute the rows, estimated from the sample; null where that is not known.
 - note: what it costs, what cannot be undone, who will notice.
 
 Errors: those of create_shadow.$$;

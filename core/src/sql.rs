@@ -8,9 +8,11 @@ use crate::ident::{Ident, Name};
 use crate::plan::{KeyColumn, NewColumn, Plan, Source};
 
 mod log;
+mod sample;
 mod verify;
 
 pub use log::{Part, Place, forget, log_row, places, relog, relog_all, rows_of_key};
+pub use sample::sample;
 pub use verify::{KeyRange, Walk, boundary, compare, mismatches};
 
 /// Which way rows flow.

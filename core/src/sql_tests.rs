@@ -174,3 +174,14 @@ fn more_columns_than_a_function_takes_are_hashed_in_parts() {
     let text = row_hash(&many);
     assert_eq!(text.matches("_image_hash").count(), 1600usize.div_ceil(90) + 1);
 }
+
+#[test]
+fn a_sample_computes_every_column_and_writes_none() {
+    let (old, new) = (Name::new("public", "t"), Name::new("migrator_shadow_0", "t"));
+    let sql = sample(&plan(), Tables { old: &old, new: &new }, 3, 5);
+    assert_eq!(
+        sql,
+        "select count(*) as rows, coalesce(sum(pg_column_size(row((l.\"id\")::bigint, l.\"title\", (NULL)::text))), 0)::bigint as bytes \
+         from \"public\".\"t\" l where l.ctid >= '(3,0)' and l.ctid < '(5,0)'"
+    );
+}

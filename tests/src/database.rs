@@ -25,6 +25,11 @@ impl Database {
         Ok(database)
     }
 
+    /// A database that exists: on a standby, say.
+    pub fn of(cluster: &Arc<Cluster>, name: &str) -> Database {
+        Database { cluster: cluster.clone(), name: name.to_owned() }
+    }
+
     /// The cluster it lives in.
     pub fn cluster(&self) -> &Arc<Cluster> {
         &self.cluster

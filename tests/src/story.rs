@@ -80,3 +80,20 @@ macro_rules! for_each_server {
         }
     )+ };
 }
+
+/// The same on the oldest and the newest version only: for tests that take long and depend little on what lies between.
+#[macro_export]
+macro_rules! for_oldest_and_newest_server {
+    ($($name:ident),+ $(,)?) => { $(
+        mod $name {
+            #[test]
+            fn pg15() -> Result<(), $crate::story::Failed> {
+                $crate::story::run(stringify!($name), 15, super::$name)
+            }
+            #[test]
+            fn pg18() -> Result<(), $crate::story::Failed> {
+                $crate::story::run(stringify!($name), 18, super::$name)
+            }
+        }
+    )+ };
+}

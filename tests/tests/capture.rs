@@ -1,5 +1,6 @@
 //! No write escapes: every kind of statement, transaction and trigger, between the copy and the swap and after it.
 
+use migrator_tests::application::Application;
 use migrator_tests::left_behind::nothing_left_behind;
 use migrator_tests::same_rows::same_rows;
 use migrator_tests::*;
@@ -8,7 +9,9 @@ for_each_server!(
     every_kind_of_write,
     commits_in_another_order,
     triggers_that_interfere,
-    a_capture_that_was_switched_off
+    a_capture_that_was_switched_off,
+    writes_while_a_batch_is_on_its_way,
+    capture_comes_on_again_behind_a_reader,
 );
 
 const TABLES: &str = "
@@ -240,5 +243,96 @@ async fn a_capture_that_was_switched_off(server: Server) -> Result<()> {
     ensure!(session.value("select name from items where id = 1").await? == "lost", "an update was lost by the swap");
     ensure!(session.number("select count(*) from items where id = 2").await? == 0, "a deleted row rose again");
     change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+/// The copy has its snapshot, and has not written yet what it read: rows are changed, deleted and inserted there, and
+/// committed. Nothing that it then writes may outlive that.
+async fn writes_while_a_batch_is_on_its_way(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(TABLES).await?;
+    // Rows are computed one by one; this one keeps the batch waiting in their midst, as long as somebody holds the lock.
+    session
+        .run(
+            "create function slow(v int) returns int immutable language plpgsql as $$
+                 begin
+                     if v = 500 then perform pg_advisory_lock_shared(4711); perform pg_advisory_unlock_shared(4711); end if;
+                     return v;
+                 end $$",
+        )
+        .await?;
+    let change = Change::create_with(
+        &database,
+        "public.items",
+        &format!("actions => 'alter column id type bigint', {}", change::arguments(r#"{"n": "slow(n)"}"#, "{}")),
+    )
+    .await?;
+    change.until(|advance| advance.state == "copying").await?;
+    session.run("select pg_advisory_lock(4711)").await?;
+    let worker = change.session().await?;
+    let (pid, copying) = (worker.pid, change.clone());
+    let batch = tokio::spawn(async move { copying.advance(&worker).await });
+    let waits = format!("select count(*) from pg_locks where pid = {pid} and locktype = 'advisory' and not granted");
+    let deadline = std::time::Instant::now() + change::PATIENCE;
+    while session.number(&waits).await? == 0 {
+        ensure!(
+            std::time::Instant::now() < deadline && !batch.is_finished(),
+            "the batch does not wait: this tests nothing"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    session
+        .run(
+            "update items set name = 'changed ' || id where id in (3, 903); delete from items where id in (4, 904);
+             update items set id = -5 where id = 5; update items set id = 905000 where id = 905;
+             insert into items values (4, 'risen', 4, 1); delete from items where id = 906; insert into items values (2000, 'new', 1, 1);
+             update items set name = case id when 7 then 'item 907' else 'item 7' end where id in (7, 907)",
+        )
+        .await?;
+    // Nobody replays those keys while older versions of their rows are on their way.
+    let other = change.session().await?;
+    let turn = change.advance(&other).await?;
+    ensure!(turn.state == "copying" && turn.rows == 0, "beside a batch on its way: {turn:?}");
+    session.run("select pg_advisory_unlock(4711)").await?;
+    ensure!(batch.await??.step == "copy", "the step was not the one that waits");
+    change.until_ready().await?;
+    let rear = change.rear().await?;
+    same_rows(&session, "table items", &format!("table {rear}")).await?;
+    change.swap().await?;
+    change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+/// Switching capture on anew takes the strongest lock, for the triggers of before have to go: in attempts like any other.
+async fn capture_comes_on_again_behind_a_reader(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(TABLES).await?;
+    let change = Change::create(&database, "public.items", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    session.run("alter table items disable trigger all; update items set name = 'unseen' where id = 1; alter table items enable trigger all").await?;
+    change.until(|advance| advance.step == "wait").await?;
+    ensure!(change.state().await? == "blocked", "nobody noticed: {}", change.told().await?);
+    let reader = database.connect_as("postgres", "reader").await?;
+    reader.run("begin").await?;
+    reader.run("select * from items limit 1").await?;
+    let application = Application::start(
+        &database,
+        &["select count(*) from items where id < 50", "update items set n = n + 1 where id = 9"],
+    )
+    .await?;
+    let worker = database.connect_as("postgres", "test:change").await?;
+    worker.run("set statement_timeout = '1200ms'").await?;
+    let refusal = worker.refusal("select migrator.start_sync('items')").await?;
+    ensure!(matches!(refusal.code.as_str(), "57014" | "55P03"), "{refusal}");
+    reader.run("commit").await?;
+    session.run("select migrator.start_sync('items')").await?;
+    change.until_ready().await?;
+    application.never_waited().await?;
+    change.until_in_step().await?;
+    let rear = change.rear().await?;
+    same_rows(&session, "table items", &format!("table {rear}")).await?;
+    change.cancel().await?;
     nothing_left_behind(&database).await
 }

@@ -1,12 +1,12 @@
 //! How long an application waits for a change: never longer than one attempt at the locks, however long others hold
 //! the table, and not at all while the change is prepared.
 
+use migrator_tests::application::Application;
 use migrator_tests::left_behind::nothing_left_behind;
 use migrator_tests::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::task::JoinHandle;
 
 for_each_server!(
     a_swap_behind_a_long_reader,
@@ -16,49 +16,10 @@ for_each_server!(
     a_swap_beside_vacuum_and_index_builds,
     referenced_tables_wait_no_longer,
     a_long_build_blinds_nobody,
+    a_swap_beside_an_index_build_of_the_table,
+    an_end_behind_readers_of_the_other_table,
+    a_log_is_given_back_without_a_writer_waiting,
 );
-
-/// An attempt lasts 50 ms; the rest is for a machine that has other things to do.
-const LONGEST: Duration = Duration::from_millis(400);
-
-/// Statements of an application, one after the other, each timed.
-struct Application {
-    stop: Arc<AtomicBool>,
-    tasks: Vec<JoinHandle<Result<(Duration, String, u32)>>>,
-}
-
-impl Application {
-    async fn start(database: &Database, statements: &[&'static str]) -> Result<Application> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut tasks = Vec::new();
-        for statement in statements {
-            let (session, stop) = (database.connect_as("postgres", "application").await?, stop.clone());
-            let statement = *statement;
-            tasks.push(tokio::spawn(async move {
-                let (mut longest, mut count) = (Duration::ZERO, 0);
-                while !stop.load(Ordering::Relaxed) {
-                    let begun = Instant::now();
-                    session.run(statement).await?;
-                    longest = longest.max(begun.elapsed());
-                    count += 1;
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
-                Ok((longest, statement.to_owned(), count))
-            }));
-        }
-        Ok(Application { stop, tasks })
-    }
-
-    async fn never_waited(self) -> Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks {
-            let (longest, statement, count) = task.await??;
-            ensure!(count > 10, "the application hardly ran: {count} × {statement}");
-            ensure!(longest < LONGEST, "an application waited {longest:?} for: {statement}");
-        }
-        Ok(())
-    }
-}
 
 const STATEMENTS: [&str; 3] = [
     "select count(*) from busy where id < 50",
@@ -236,6 +197,41 @@ async fn a_swap_beside_vacuum_and_index_builds(server: Server) -> Result<()> {
     nothing_left_behind(&database).await
 }
 
+/// CREATE INDEX CONCURRENTLY of the table itself holds it for as long as the oldest writer lives. A swap would lose the
+/// index, and says so; what ends the change names the session that builds it.
+async fn a_swap_beside_an_index_build_of_the_table(server: Server) -> Result<()> {
+    let (database, session) = busy(&server).await?;
+    let change = Change::create(&database, "public.busy", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    let application = Application::start(&database, &STATEMENTS).await?;
+    let writer = database.connect_as("postgres", "writer").await?;
+    writer.run("begin; update busy set v = 4711 where id = 11").await?;
+    let builder = database.connect_as("postgres", "builder").await?;
+    let pid = builder.pid;
+    let build = tokio::spawn(async move { builder.run("create index concurrently busy_v on busy (v)").await });
+    let waits = format!("select count(*) from pg_locks where pid = {pid} and not granted");
+    let deadline = Instant::now() + change::PATIENCE;
+    while session.number(&waits).await? == 0 {
+        ensure!(Instant::now() < deadline && !build.is_finished(), "the build does not wait: this tests nothing");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    session.run("set deadlock_timeout = '10ms'").await?;
+    let refusal = session.refusal("select * from migrator.swap('busy')").await?;
+    ensure!(refusal.code == "55000" && refusal.message.contains("indexes"), "{refusal}");
+    let refusal = session.refusal("select migrator.cancel('busy')").await?;
+    ensure!(refusal.code == "55P03" && refusal.message.contains(&pid.to_string()), "{refusal}");
+    application.never_waited().await?;
+    writer.run("commit").await?;
+    build.await??;
+    let refusal = session.refusal("select * from migrator.swap('busy')").await?;
+    ensure!(refusal.code == "55000" && refusal.message.contains("indexes"), "{refusal}");
+    session.run("drop index busy_v").await?;
+    change.swap().await?;
+    ensure!(session.value("select v from busy where id = 11").await? == "4711", "the writer's row is lost");
+    change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
 async fn referenced_tables_wait_no_longer(server: Server) -> Result<()> {
     let (database, session) = busy(&server).await?;
     session
@@ -324,7 +320,7 @@ async fn a_long_build_blinds_nobody(server: Server) -> Result<()> {
 }
 
 /// A worker that stands at the end of a build until `session` gives its advisory lock back.
-async fn build_that_lasts(session: &Session, change: &Change) -> Result<JoinHandle<Result<()>>> {
+async fn build_that_lasts(session: &Session, change: &Change) -> Result<tokio::task::JoinHandle<Result<()>>> {
     session.run("select pg_advisory_lock(7331)").await?;
     let (builder, builds) = (change.session().await?, change.clone());
     builder.run("set application_name = 'builder'; set migrator.crash_at = 'build:wait'").await?;
@@ -347,4 +343,117 @@ async fn until(session: &Session, count: &str) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
+}
+
+/// Looks, as often as it can, who waits for a table or holds it exclusively; 0 rows is what should be seen.
+async fn in_the_way(session: &Session, table: &str) -> Result<i64> {
+    let sql = format!(
+        "select count(*) from pg_locks where locktype = 'relation' and relation = {table} \
+         and (not granted or mode = 'AccessExclusiveLock')"
+    );
+    session.number(&sql).await
+}
+
+/// Readers of the shadow or the backup keep its end waiting, and nobody who uses the live table: that one is not even
+/// asked for before the other is held.
+async fn an_end_behind_readers_of_the_other_table(server: Server) -> Result<()> {
+    let (database, session) = busy(&server).await?;
+    for verb in ["cancel", "finish"] {
+        let change = Change::create(&database, "public.busy", "alter column v type bigint").await?;
+        change.until_ready().await?;
+        if verb == "finish" {
+            change.swap().await?;
+            change.until_in_step().await?;
+        }
+        let live = session.value("select 'busy'::regclass::oid").await?;
+        let rear = change.rear().await?;
+        // One after the other and overlapping, none old enough to be noticed beforehand.
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut readers = Vec::new();
+        for number in 0..2 {
+            let (reader, stop) = (database.connect_as("postgres", "reader").await?, stop.clone());
+            let read = format!("select count(*), pg_sleep(0.4) from (select from {rear} limit 1) r");
+            readers.push(tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(200 * number)).await;
+                while !stop.load(Ordering::Relaxed) {
+                    reader.run(&read).await?;
+                }
+                Ok::<(), SqlError>(())
+            }));
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        let worker = database.connect_as("postgres", "test:change").await?;
+        worker.run("set statement_timeout = '800ms'").await?;
+        let call = format!("select migrator.{verb}(change => {})", change.id);
+        let ending = tokio::spawn(async move { worker.value(&call).await });
+        while !ending.is_finished() {
+            ensure!(in_the_way(&session, &live).await? == 0, "{verb} holds up the live table for readers of {rear}");
+        }
+        let refusal = ending.await?;
+        ensure!(refusal.is_err(), "{verb} dropped a table that is being read: {refusal:?}");
+        stop.store(true, Ordering::Relaxed);
+        for reader in readers {
+            reader.await??;
+        }
+        if verb == "cancel" {
+            change.cancel().await?
+        } else {
+            change.finish().await?
+        }
+        nothing_left_behind(&database).await?;
+    }
+    Ok(())
+}
+
+/// VALIDATE may wait for long; the lock under which a segment of the log is emptied must not last as long.
+async fn a_log_is_given_back_without_a_writer_waiting(server: Server) -> Result<()> {
+    let (database, session) = busy(&server).await?;
+    session
+        .run("create table above (id int primary key); insert into above values (0), (1); alter table busy add foreign key (v) references above")
+        .await?;
+    let change = Change::create(&database, "public.busy", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    // Pages without a row in every segment of the log, as writers leave them that roll back.
+    let sizes =
+        format!("select sum(pg_relation_size(oid)) from pg_class where relname ~ '^log_{}_r_[0-9]$'", change.id);
+    for segment in 0..3 {
+        session.run("begin").await?;
+        session
+            .run(&format!("insert into migrator.log_{}_r_{segment} select g from generate_series(1, 100) g", change.id))
+            .await?;
+        session.run("rollback").await?;
+    }
+    let full = session.number(&sizes).await?;
+    let beside = database.connect_as("postgres", "vacuum").await?;
+    beside.run("begin; lock table busy in share update exclusive mode").await?;
+    let worker = change.session().await?;
+    let pid = worker.pid;
+    let advancing = change.clone();
+    let advance = tokio::spawn(async move { advancing.advance(&worker).await.map(|advance| (worker, advance)) });
+    let waits = format!("select count(*) from pg_locks where pid = {pid} and not granted");
+    let deadline = Instant::now() + change::PATIENCE;
+    while session.number(&waits).await? == 0 {
+        ensure!(Instant::now() < deadline && !advance.is_finished(), "the step does not wait: this tests nothing");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let held = format!(
+        "select coalesce(string_agg(relation::regclass::text || ' ' || mode, ', '), '') from pg_locks \
+         where pid = {pid} and locktype = 'relation' and relation::regclass::text like 'migrator.log%' and mode = 'AccessExclusiveLock'"
+    );
+    let held = session.value(&held).await?;
+    ensure!(held.is_empty(), "while a foreign key is validated, writers of the table wait for {held}");
+    session.run("update busy set v = 1 where id = 7").await?;
+    beside.run("commit").await?;
+    let (worker, advance) = advance.await??;
+    ensure!(advance.step == "validate", "the step was not the one that waits: {advance:?}");
+    // And it is given back, when it is its segment's turn and nothing waits.
+    let deadline = Instant::now() + change::PATIENCE;
+    while session.number(&sizes).await? >= full {
+        ensure!(Instant::now() < deadline, "the space of a drained log is never given back");
+        let advance = change.advance(&worker).await?;
+        tokio::time::sleep(advance.wait.min(Duration::from_millis(100))).await;
+    }
+    change.finish().await?;
+    nothing_left_behind(&database).await
 }

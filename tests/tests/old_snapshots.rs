@@ -7,7 +7,11 @@ use std::time::Duration;
 for_each_server!(
     a_snapshot_older_than_the_change_is_waited_for,
     a_writer_with_a_snapshot_from_before_the_swap,
-    prepared_statements_go_on
+    prepared_statements_go_on,
+    callers_with_an_old_snapshot_are_refused,
+    much_that_an_old_snapshot_does_not_see,
+    a_swap_by_itself_waits_and_catches_up,
+    a_reader_that_began_later_is_not_to_blame,
 );
 
 const TABLE: &str = "create table kept (id int primary key, v int not null); insert into kept select g, 0 from generate_series(1, 500) g";
@@ -118,6 +122,7 @@ async fn prepared_statements_go_on(server: Server) -> Result<()> {
         .await?;
     let client = database.connect().await?;
     let select = client.client().prepare("select v from kept where id = 3").await?;
+    let star = client.client().prepare("select * from kept where id = 3").await?;
     let update = client.client().prepare("update kept set v = v + 1 where id = $1::int").await?;
     let insert = client.client().prepare("insert into kept (id, v) values ($1::int, 0)").await?;
     let change = Change::create(&database, "public.kept", "alter column id type bigint, add column w text").await?;
@@ -131,13 +136,154 @@ async fn prepared_statements_go_on(server: Server) -> Result<()> {
         ensure!(client.client().execute(&insert, &[&(1000 + turn)]).await? == 1, "a prepared INSERT did nothing");
         if turn % 2 == 0 {
             change.swap().await?;
+            // Only where the result's own columns changed, the server says so.
+            let told = client.client().query(&star, &[]).await.expect_err("its columns have changed");
+            let told = told.as_db_error().map(|error| error.message().to_owned());
+            ensure!(told.as_deref() == Some("cached plan must not change result type"), "{told:?}");
         } else {
             change.until_in_step().await?;
             change.rollback().await?;
             change.until_ready().await?;
+            client.client().query(&star, &[]).await?;
         }
     }
     ensure!(client.value("select v from kept where id = 3").await? == "48", "updates were lost");
     change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+/// What reads the log and takes keys from it needs a new snapshot for each statement, and one newer than capture.
+async fn callers_with_an_old_snapshot_are_refused(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(TABLE).await?;
+    let change = Change::create(&database, "public.kept", "alter column id type bigint").await?;
+    let id = change.id;
+    let both = format!(
+        "do $$ begin perform migrator.start_sync(change => {id}); perform migrator.copy_batch(change => {id}); end $$"
+    );
+    let refusal = session.refusal(&both).await?;
+    ensure!(refusal.code == "55000" || refusal.code == "25001", "{refusal}");
+    let both = both.replace("migrator.copy_batch(change => ", "migrator.advance(");
+    let refusal = session.refusal(&both).await?;
+    ensure!(refusal.code == "25001" && refusal.message.contains("start_sync"), "{refusal}");
+    ensure!(change.state().await? == "created", "refused, and yet: {}", change.told().await?);
+
+    let mut calls = vec![format!("migrator.advance({id})"), format!("migrator.copy_batch(change => {id})")];
+    change.until(|advance| advance.state == "copying").await?;
+    for stop in ["copying", "ready", "swapped"] {
+        match stop {
+            "ready" => {
+                change.until_ready().await?;
+                calls.extend([
+                    format!("migrator.verify(change => {id})"),
+                    format!("migrator.swap(change => {id}, in_transaction => true)"),
+                ]);
+            }
+            "swapped" => {
+                change.swap().await?;
+                calls = vec![
+                    format!("migrator.advance({id})"),
+                    format!("migrator.rollback(change => {id}, in_transaction => true)"),
+                ];
+            }
+            _ => {}
+        }
+        for level in ["repeatable read", "serializable"] {
+            for call in &calls {
+                session.run(&format!("begin isolation level {level}")).await?;
+                let refusal = session.refusal(&format!("select * from {call}")).await?;
+                session.run("rollback").await?;
+                let wrong_state = call.contains("copy_batch") && stop == "ready" && refusal.code == "55000";
+                ensure!(refusal.code == "25001" || wrong_state, "{call} in {level}, {stop}: {refusal}");
+            }
+        }
+    }
+    change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+async fn reader_with_a_snapshot(database: &Database) -> Result<Session> {
+    let old = database.connect_as("postgres", "old reader").await?;
+    old.run("begin isolation level repeatable read").await?;
+    old.run("select count(*) from pg_class").await?;
+    Ok(old)
+}
+
+/// An exchange replays few keys itself: rows that it wrote would be missing for whoever has a snapshot by then.
+async fn much_that_an_old_snapshot_does_not_see(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(TABLE).await?;
+    let change = Change::create(&database, "public.kept", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    session.run("insert into kept select g, g from generate_series(1001, 21000) g").await?;
+    let old = reader_with_a_snapshot(&database).await?;
+    let refusal = session.refusal("select * from migrator.swap('kept')").await?;
+    ensure!(refusal.code == "55006" && refusal.hint.is_some(), "{refusal}");
+    // Replayed in transactions of their own, and still not seen by the old snapshot: now that one is in the way.
+    change.until_in_step().await?;
+    let refusal = session.refusal("select * from migrator.swap('kept')").await?;
+    ensure!(refusal.code == "55006" && refusal.message.contains(&old.pid.to_string()), "{refusal}");
+    ensure!(old.value("select count(*) from kept").await? == "20500", "the old reader misses rows");
+    old.run("commit").await?;
+    change.swap().await?;
+    change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+/// `on_ready => 'swap'` behind an old snapshot: it says for whom it waits, and the log does not grow meanwhile.
+async fn a_swap_by_itself_waits_and_catches_up(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(TABLE).await?;
+    let old = reader_with_a_snapshot(&database).await?;
+    let change =
+        Change::create_with(&database, "public.kept", "actions => 'alter column id type bigint', on_ready => 'swap'")
+            .await?;
+    let named = |reason: &str| reason.contains(&old.pid.to_string());
+    change.until(|advance| advance.state == "ready" && named(&advance.reason)).await?;
+    session.run("insert into kept select g, g from generate_series(1001, 6000) g").await?;
+    let rear = change.rear().await?;
+    let worker = change.session().await?;
+    let deadline = std::time::Instant::now() + change::PATIENCE;
+    while session.number(&format!("select count(*) from {rear}")).await? < 5500 {
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "nothing is replayed while the swap waits: {}",
+            change.told().await?
+        );
+        change.advance(&worker).await?;
+    }
+    let told = session.value(&format!("select waits_for from migrator.status where change = {}", change.id)).await?;
+    ensure!(named(&told), "status does not say for whom it waits: {told}");
+    ensure!(old.value("select count(*) from kept").await? == "500", "the old reader sees other rows than before");
+    old.run("commit").await?;
+    change.until(|advance| advance.state == "swapped").await?;
+    change.until_in_step().await?;
+    change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+/// The oldest open writer, in whatever database, gives every snapshot its xmin: that alone makes no reader old.
+async fn a_reader_that_began_later_is_not_to_blame(server: Server) -> Result<()> {
+    let (database, elsewhere) = (server.database().await?, Database::create(&server.shared().await?, false).await?);
+    let (session, writer) = (database.connect().await?, elsewhere.connect().await?);
+    session.run(TABLE).await?;
+    writer.run("create table w (id int)").await?;
+    writer.run("begin").await?;
+    writer.run("insert into w values (1)").await?;
+    let change = Change::create(&database, "public.kept", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    // As if the last large catch-up were long ago.
+    session
+        .run(&format!("update migrator.change set fence_at = fence_at - interval '1 hour' where id = {}", change.id))
+        .await?;
+    let later = reader_with_a_snapshot(&database).await?;
+    change.swap().await?;
+    ensure!(later.value("select count(*) from kept").await? == "500", "a reader misses rows");
+    later.run("commit").await?;
+    writer.run("rollback").await?;
+    change.finish().await?;
     nothing_left_behind(&database).await
 }

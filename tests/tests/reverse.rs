@@ -17,6 +17,7 @@ for_each_server!(
     a_paused_change_can_be_ended,
     writes_that_nobody_saw_after_the_swap,
     writes_that_nobody_saw_after_the_rollback,
+    what_was_added_since_the_swap_is_not_lost,
 );
 
 async fn a_dropped_column_comes_back_with_every_value(server: Server) -> Result<()> {
@@ -395,6 +396,56 @@ async fn a_paused_change_can_be_ended(server: Server) -> Result<()> {
     let change = Change::create(&database, "public.halts", "add column x int").await?;
     change.until(|advance| advance.state == "copying").await?;
     session.run(&format!("select migrator.pause(change => {})", change.id)).await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+/// The old table does not have what was added to the new one since: no rollback loses it without a word.
+async fn what_was_added_since_the_swap_is_not_lost(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table grown (id int primary key, v int, w int default 3); insert into grown select g, g from generate_series(1, 50) g;
+             create index kept on grown (w)",
+        )
+        .await?;
+    let change = Change::create(&database, "public.grown", "alter column v type bigint").await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    change.until_in_step().await?;
+    for (add, undo) in [
+        ("alter table grown add column extra text", "alter table grown drop column extra"),
+        ("create index grown_v on grown (v)", "drop index grown_v"),
+        ("alter table grown add constraint positive check (v > 0)", "alter table grown drop constraint positive"),
+        ("alter table grown add constraint once unique (v)", "alter table grown drop constraint once"),
+        ("alter table grown alter column v set default 7", "alter table grown alter column v drop default"),
+        ("alter table grown alter column w drop default", "alter table grown alter column w set default 3"),
+        ("drop index kept", "create index kept on grown (w)"),
+        ("alter table grown alter column w set not null", "alter table grown alter column w drop not null"),
+        ("alter table grown rename column w to ww", "alter table grown rename column ww to w"),
+    ] {
+        session.run(add).await?;
+        for dry_run in [true, false] {
+            let call = format!("select * from migrator.rollback('grown', dry_run => {dry_run})");
+            let refusal = session.refusal(&call).await.context(add)?;
+            ensure!(
+                refusal.code == "55000"
+                    && refusal.message.contains("grown")
+                    && refusal.message.contains("since the swap"),
+                "{add}: {refusal}"
+            );
+            ensure!(refusal.hint.is_some_and(|hint| hint.contains("finish")), "{add}: no way out is named");
+        }
+        ensure!(change.state().await? == "swapped", "{add}: refused, and yet: {}", change.told().await?);
+        session.run(undo).await?;
+        let row = session.row("select rolled_back, reason from migrator.rollback('grown', dry_run => true)").await;
+        row.with_context(|| format!("undone with {undo}"))?;
+    }
+    session.run("update grown set v = 0 where id = 5").await?;
+    change.rollback().await?;
+    ensure!(session.value("select v from grown where id = 5").await? == "0", "a write is lost");
+    change.until_ready().await?;
     change.cancel().await?;
     nothing_left_behind(&database).await
 }

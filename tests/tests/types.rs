@@ -211,7 +211,8 @@ async fn keys_behind_the_cursor(server: Server) -> Result<()> {
         .run(
             "create table behind (id int primary key, v text);
              insert into behind select g, repeat('x', 200) from generate_series(1, 60000) g;
-             delete from behind where id % 5 = 0",
+             delete from behind where id % 5 = 0;
+             create sequence round increment by -5 minvalue 29990 maxvalue 60000 start 30000 cycle",
         )
         .await?;
     session.run("vacuum behind").await?;
@@ -225,7 +226,7 @@ async fn keys_behind_the_cursor(server: Server) -> Result<()> {
             let g = batches;
             session
                 .run(&format!(
-                    "insert into behind values (-1 - {g}, 'negative'), ({g} * 5 + 5, 'in a gap'), (1000000 + {g}, 'beyond');
+                    "insert into behind values (-1 - {g}, 'negative'), ({g} * 5 + 5, 'in a gap'), (nextval('round'), 'round'), (1000000 + {g}, 'beyond');
                      update behind set id = 2000000 + {g} where id = 1 + 10 * {g};
                      update behind set id = -500000 - {g} where id = 59999 - 10 * {g};
                      delete from behind where id = 2 + 10 * {g}; insert into behind values (2 + 10 * {g}, 'again')"

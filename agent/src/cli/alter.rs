@@ -121,10 +121,15 @@ impl Alter {
                     or_dash(step.statement.as_deref()),
                     or_dash(step.lock.as_deref()),
                     or_dash(step.held.as_deref()),
+                    or_dash(step.bytes.map(|bytes| bytes.to_string()).as_deref()),
+                    or_dash(step.seconds.map(|seconds| seconds.to_string()).as_deref()),
                     or_dash(step.note.as_deref()),
                 ]
             };
-            output::table(&["", "STEP", "OBJECT", "STATEMENT", "LOCK", "HELD", "NOTE"], steps.into_iter().map(row));
+            output::table(
+                &["", "STEP", "OBJECT", "STATEMENT", "LOCK", "HELD", "BYTES", "SECONDS", "NOTE"],
+                steps.into_iter().map(row),
+            );
         }
         Ok(Outcome::Done)
     }

@@ -111,6 +111,14 @@ pub struct PlanStep {
     pub lock: Option<String>,
     /// For how long.
     pub held: Option<String>,
+    /// Rows that it touches.
+    pub rows: Option<i64>,
+    /// Bytes that it writes, or, of the disk, that are needed or free.
+    pub bytes: Option<i64>,
+    /// Bytes of WAL.
+    pub wal_bytes: Option<i64>,
+    /// How long it takes, estimated.
+    pub seconds: Option<f64>,
     /// More.
     pub note: Option<String>,
 }

@@ -46,16 +46,19 @@ fn explain(
         name!(statement, Option<String>),
         name!(lock, Option<String>),
         name!(held, Option<String>),
+        name!(rows, Option<i64>),
+        name!(bytes, Option<i64>),
+        name!(wal_bytes, Option<i64>),
+        name!(seconds, Option<f64>),
         name!(note, Option<String>),
     ),
 > {
     let request = request(relation, actions, transform, reverse, shadow, None);
     let rows = role::as_extension(|| request.and_then(|request| shape::explain(&request))).or_raise();
-    TableIterator::new(
-        (1..).zip(rows).map(|(ordinal, row)| {
-            (ordinal, row.step.to_owned(), row.object, row.statement, row.lock, row.held, row.note)
-        }),
-    )
+    TableIterator::new((1..).zip(rows).map(|(ordinal, row)| {
+        let shape::Row { step, object, statement, lock, held, rows, bytes, wal_bytes, seconds, note } = row;
+        (ordinal, step.to_owned(), object, statement, lock, held, rows, bytes, wal_bytes, seconds, note)
+    }))
 }
 
 fn request(

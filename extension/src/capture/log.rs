@@ -77,6 +77,24 @@ pub fn create_log(change: i64, direction: Direction, table: &Relation, key: &[Id
     Ok(())
 }
 
+/// Whether a log is there, with all its segments.
+pub fn is_there(change: i64, direction: Direction) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct There {
+        there: bool,
+    }
+    let names: Vec<String> = segments(change, direction)
+        .into_iter()
+        .chain([marker(change, direction)])
+        .map(|name| name.to_string())
+        .collect();
+    let all: There = spi::fetch_one(
+        "select coalesce(pg_catalog.bool_and(pg_catalog.to_regclass(s) is not null), false) as there from pg_catalog.unnest($1) s",
+        &[names.into()],
+    )?;
+    Ok(all.there)
+}
+
 /// Drops the segments of a log, those that are there.
 pub fn drop_log(change: i64, direction: Direction) -> Result<(), Failure> {
     #[derive(Deserialize)]

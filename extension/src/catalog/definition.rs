@@ -265,6 +265,15 @@ pub fn statistics(from: u32, to: &Name) -> Result<Vec<String>, Failure> {
 /// A fingerprint of what capture and copy rely on: the columns, dropped ones included. VACUUM FULL and other
 /// rewrites leave it as it is (they are noticed by the file's number).
 pub fn structure(relation: u32) -> Result<String, Failure> {
+    fingerprint_of_columns(relation, true)
+}
+
+/// The same without dropped columns: a column that came and went again makes no difference.
+pub fn columns_in_use(relation: u32) -> Result<String, Failure> {
+    fingerprint_of_columns(relation, false)
+}
+
+fn fingerprint_of_columns(relation: u32, dropped: bool) -> Result<String, Failure> {
     #[derive(Deserialize)]
     struct Fingerprint {
         structure: Option<String>,
@@ -272,8 +281,8 @@ pub fn structure(relation: u32) -> Result<String, Failure> {
     let row: Fingerprint = spi::fetch_one(
         "select pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attnum, pg_catalog.quote_ident(a.attname), a.atttypid, a.atttypmod, \
            a.attcollation, a.attnotnull, a.attisdropped, a.attgenerated, a.attidentity), ';' order by a.attnum)) as structure \
-         from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attnum > 0",
-        &[pg_sys::Oid::from(relation).into()],
+         from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attnum > 0 and ($2 or not a.attisdropped)",
+        &[pg_sys::Oid::from(relation).into(), dropped.into()],
     )?;
     Ok(row.structure.unwrap_or_default())
 }

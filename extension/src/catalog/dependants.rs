@@ -38,6 +38,20 @@ pub fn inspect(front: &Relation, columns: &Columns) -> Result<(), Failure> {
     unlisted(front)
 }
 
+/// Objects outside the table that the swap carries over, as people know them, each once.
+pub fn carried(front: u32) -> Result<Vec<String>, Failure> {
+    let mut found: Vec<String> = walk(front)?
+        .into_iter()
+        // Triggers of other tables are halves of their foreign keys.
+        .filter(|dependant| dependant.dependency.catalog != "pg_trigger")
+        .filter(|dependant| !dependant.dependency.own && judge(&dependant.dependency) == Verdict::Carried)
+        .map(|dependant| dependant.described)
+        .collect();
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
 /// One row of pg_depend about a part of the table.
 #[derive(Debug, Deserialize)]
 struct Dependant {

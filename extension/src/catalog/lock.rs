@@ -80,6 +80,16 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// As the manual writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::AccessShare => "ACCESS SHARE",
+            Mode::ShareUpdateExclusive => "SHARE UPDATE EXCLUSIVE",
+            Mode::ShareRowExclusive => "SHARE ROW EXCLUSIVE",
+            Mode::AccessExclusive => "ACCESS EXCLUSIVE",
+        }
+    }
+
     fn number(self) -> i32 {
         let mode = match self {
             Mode::AccessShare => pg_sys::AccessShareLock,
@@ -188,6 +198,68 @@ pub fn series<T>(
         }
     }
     Err(last)
+}
+
+/// What a series of attempts begins with: SHARE UPDATE EXCLUSIVE on the tables, which stops no reader and no writer, and
+/// keeps autovacuum away until the transaction ends. It is waited for longer than deadlock_timeout, at which a plain
+/// autovacuum gives way; without this it would be back between any two attempts. One against wraparound stays.
+pub fn settle(what: &str, tables: &[u32]) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Time {
+        ms: i64,
+    }
+    let time: Time = spi::fetch_one(
+        "select setting::bigint + 2000 as ms from pg_catalog.pg_settings where name = 'deadlock_timeout'",
+        &[],
+    )?;
+    for table in tables {
+        let wanted = Wanted { relation: *table, mode: Mode::ShareUpdateExclusive };
+        let asked = attempt(|| {
+            role::with_settings(&[("lock_timeout", &time.ms.to_string())], || relation(wanted));
+            Ok(())
+        });
+        match asked {
+            Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => {
+                return Err(at_work(*table)?.map_or_else(|| gave_up(what), |holder| kept_out(what, &holder)));
+            }
+            outcome => outcome?,
+        }
+    }
+    Ok(())
+}
+
+/// Who works on a table under a lock that DDL, VACUUM and index builds take.
+#[derive(Debug, Deserialize)]
+struct Holder {
+    #[serde(flatten)]
+    blocker: Blocker,
+    wraparound: bool,
+}
+
+fn at_work(table: u32) -> Result<Option<Holder>, Failure> {
+    spi::fetch_optional(
+        "select coalesce(l.pid, 0) as pid, coalesce(extract(epoch from pg_catalog.clock_timestamp() - a.xact_start), 0)::pg_catalog.float8 as seconds, \
+           case when l.pid is null then 'a prepared transaction' \
+                when a.backend_type = 'autovacuum worker' then pg_catalog.format('process %s (%s)', l.pid, a.query) \
+                else pg_catalog.format('session %s (%s, %s)', l.pid, coalesce(nullif(a.application_name, ''), a.usename), a.state) end as what, \
+           coalesce(a.backend_type = 'autovacuum worker', false) as wraparound \
+         from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid \
+         where l.locktype = 'relation' and l.granted and l.pid is distinct from pg_catalog.pg_backend_pid() and l.relation = $1 \
+           and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) \
+           and l.mode not in ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock') \
+         order by a.xact_start nulls first limit 1",
+        &[pg_sys::Oid::from(table).into()],
+    )
+}
+
+fn kept_out(what: &str, holder: &Holder) -> Failure {
+    let failure = held_up(what, &holder.blocker);
+    if !holder.wraparound {
+        return failure;
+    }
+    failure.hint(
+        "It keeps the server from running out of transaction ids and gives way to nobody. Call this again when it is done; select * from pg_stat_progress_vacuum; shows how far it is.",
+    )
 }
 
 fn gave_up(what: &str) -> Failure {

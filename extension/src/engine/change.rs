@@ -118,22 +118,7 @@ impl Change {
         // The one who can have said so last: ALTER TABLE … OWNER TO is about the table that the application uses.
         let front = if self.state == State::Swapped { self.shadow } else { self.live };
         let owner = Relation::get(front)?.owner();
-        let mut settings: Vec<(String, String)> = self
-            .plan
-            .settings
-            .iter()
-            .map(|(name, value)| {
-                // Our own text names operators and functions without a schema; a path that hides pg_catalog must not change them.
-                let value = if name == "search_path" && !value.is_empty() {
-                    format!("pg_catalog, {value}")
-                } else if name == "search_path" {
-                    "pg_catalog".to_owned()
-                } else {
-                    value.clone()
-                };
-                (name.clone(), value)
-            })
-            .collect();
+        let mut settings = settings(&self.plan);
         settings.extend(extra.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         role::as_owner(owner, &settings, work)
     }
@@ -236,6 +221,24 @@ impl Change {
     pub fn call(&self, function: &str) -> String {
         format!("select migrator.{function}('{}');", plain_regclass(&self.name()))
     }
+}
+
+/// The settings that a plan recorded, as its expressions are evaluated under them.
+pub fn settings(plan: &Plan) -> Vec<(String, String)> {
+    plan.settings
+        .iter()
+        .map(|(name, value)| {
+            // Our own text names operators and functions without a schema; a path that hides pg_catalog must not change them.
+            let value = if name == "search_path" && !value.is_empty() {
+                format!("pg_catalog, {value}")
+            } else if name == "search_path" {
+                "pg_catalog".to_owned()
+            } else {
+                value.clone()
+            };
+            (name.clone(), value)
+        })
+        .collect()
 }
 
 /// A name as one would type it inside a regclass literal.

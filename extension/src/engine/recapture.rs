@@ -39,8 +39,10 @@ pub fn again(change: &mut Change) -> Result<State, Failure> {
         .as_ref()
         .map(|xid| xid.parse().map_err(|_| Failure::new(code::INTERNAL, "a transaction id is not a number")))
         .transpose()?;
+    let what = format!("capture could not be switched on for table {}", change.name().plain());
+    lock::settle(&what, &[front.oid])?;
     lock::series(
-        &format!("capture could not be switched on for table {}", change.name().plain()),
+        &what,
         lock::ATTEMPTS,
         // Dropping the triggers of before takes the strongest lock.
         || Ok(vec![Wanted { relation: front.oid, mode: Mode::AccessExclusive }]),

@@ -95,8 +95,10 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
     while validate_one(&change)? {}
     let backup = Relation::find(change.live)?;
     let front = Relation::get(change.shadow)?;
+    let what = format!("finish of table {} was not done", change.name().plain());
+    lock::settle(&what, &both(&backup, &front).iter().map(|wanted| wanted.relation).collect::<Vec<_>>())?;
     lock::series(
-        &format!("finish of table {} was not done", change.name().plain()),
+        &what,
         lock::ATTEMPTS,
         || Ok(both(&backup, &front)),
         || Ok(()),
@@ -144,16 +146,20 @@ pub fn cancel(change: Change, dry_run: bool) -> Result<State, Failure> {
     let shadow = Relation::find(change.shadow)?;
     let drop_shadow = || shadow.as_ref().map_or(Ok(()), |shadow| drop_ours(&change, shadow, &change.shadow_schema()));
     match (&change.capture, Relation::find(change.live)?) {
-        (Some(_), Some(live)) => lock::series(
-            &format!("cancel of change {} of table {} was not done", change.id, change.name().plain()),
-            lock::ATTEMPTS,
-            || Ok(both(&shadow, &live)),
-            || Ok(()),
-            || {
-                switch::switch_off(change.id, &live)?;
-                drop_shadow()
-            },
-        )?,
+        (Some(_), Some(live)) => {
+            let what = format!("cancel of change {} of table {} was not done", change.id, change.name().plain());
+            lock::settle(&what, &both(&shadow, &live).iter().map(|wanted| wanted.relation).collect::<Vec<_>>())?;
+            lock::series(
+                &what,
+                lock::ATTEMPTS,
+                || Ok(both(&shadow, &live)),
+                || Ok(()),
+                || {
+                    switch::switch_off(change.id, &live)?;
+                    drop_shadow()
+                },
+            )?
+        }
         _ => drop_shadow()?,
     }
     clear(&change)?;

@@ -16,9 +16,10 @@ pub mod checks;
 mod columns;
 mod explain;
 mod keys;
+mod measure;
 pub mod table;
 
-pub use crate::catalog::definition::{definitions, structure};
+pub use crate::catalog::definition::{columns_in_use, definitions, structure};
 pub use explain::Row;
 
 use columns::Work;

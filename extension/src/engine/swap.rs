@@ -99,7 +99,9 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
         return Ok(held);
     }
     let names = held.iter().map(|change| change.name().plain()).collect::<Vec<_>>().join(", ");
-    give_way(&held)?;
+    let what = format!("{} of {names} was not done", way.verb());
+    let tables: Vec<u32> = held.iter().flat_map(|change| [change.live, change.shadow]).collect();
+    lock::settle(&what, &tables)?;
     let mut budget = rest::AT_MOST * 5;
     for change in &held {
         // Our lock keeps the next ALTER TABLE … OWNER TO out.
@@ -112,7 +114,6 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
         }
         make_room(change, way)?;
     }
-    let what = format!("{} of {names} was not done", way.verb());
     let prepared = std::cell::RefCell::new(Vec::<Prepared>::new());
     lock::series(
         &what,
@@ -218,13 +219,6 @@ fn catch_up_first(change: &Change, way: Way) -> String {
         "With an agent, call this again in a moment; without one, give both in one line: \
          call migrator.prepare('{table}'); select * from migrator.{verb}('{table}');"
     )
-}
-
-/// SHARE UPDATE EXCLUSIVE on both tables, waited for longer than deadlock_timeout.
-fn give_way(held: &[Change]) -> Result<(), Failure> {
-    let tables = held.iter().flat_map(|change| [change.live, change.shadow]);
-    let wanted: Vec<Wanted> = tables.map(|relation| Wanted { relation, mode: Mode::ShareUpdateExclusive }).collect();
-    lock::patiently(&wanted)
 }
 
 /// Replays the log until next to nothing is left, as long as that is little altogether.

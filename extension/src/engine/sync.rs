@@ -39,12 +39,17 @@ pub fn start(mut change: Change) -> Result<State, Failure> {
     }
     if again {
         clear_shadow(&change)?;
-        log::drop_log(change.id, Direction::Forward)?;
     }
-    log::create_log(change.id, Direction::Forward, &live, &key)?;
-    let name = change.name().plain();
+    // A log that is there stays: the triggers of before still write to it, and writers would wait for whoever drops it.
+    // What it holds does no harm, for a key without need costs a row written twice.
+    if !log::is_there(change.id, Direction::Forward)? {
+        log::drop_log(change.id, Direction::Forward)?;
+        log::create_log(change.id, Direction::Forward, &live, &key)?;
+    }
+    let what = format!("capture could not be switched on for table {}", change.name().plain());
+    lock::settle(&what, &[change.live])?;
     lock::series(
-        &format!("capture could not be switched on for table {name}"),
+        &what,
         lock::ATTEMPTS,
         || {
             // Dropping the triggers of before takes the strongest lock.
@@ -214,9 +219,9 @@ pub fn check_unchanged_since_swap(change: &Change) -> Result<(), Failure> {
     .hint(format!("Undo that and call this again, or keep the new table: {}", change.call("finish"))))
 }
 
-/// Columns and definitions of a table in one text.
+/// Columns and definitions of a table in one text, the same again when something was added and dropped.
 pub fn front_as_it_is(table: u32) -> Result<String, Failure> {
-    Ok(format!("{} {}", shape::structure(table)?, shape::definitions(table)?))
+    Ok(format!("{} {}", shape::columns_in_use(table)?, shape::definitions(table)?))
 }
 
 /// Whether the indexes, constraints and defaults of the old shape are those that the shadow was made with.

@@ -307,9 +307,17 @@ rollback;
 
 -- explain writes nothing
 set role shape_owner;
-select ordinal, step, object, statement, lock, held, note
+create view seen as select id, code from orders;
+select step, object, regexp_replace(statement, '^(create view).*', '\1 …') as statement, lock, held, rows, seconds, note
   from migrator.explain('orders', 'alter column id type bigint, alter column customer type bigint using customer * 10, drop column note, add column x int', '{"code": "lower(code)"}')
-  where note is distinct from '' and not (step = 'note' and object = 'shape.orders');
+  where step <> 'disk' and statement is distinct from 'grant MAINTAIN on table "shape"."seen" to "shape_owner"';
+select step, object, bytes > 0 as known, note from migrator.explain('orders', 'add column x int') where step = 'disk';
+insert into orders (code, price) select 'c' || g, g from generate_series(1, 500) g;
+select rows, bytes > 0 as bytes, wal_bytes > 0 as wal, seconds between 0 and 10 as seconds, regexp_replace(note, '\d+ (kB|bytes|ms)', 'N \1', 'g') as note
+  from migrator.explain('orders', 'add column x int') where step = 'copy';
+select seconds, note from migrator.explain('orders', 'alter column code type int using code::int') where step = 'copy';
+delete from orders;
+drop view seen;
 select * from refused('select migrator.explain(''orders'', ''drop column code'')') line;
 reset role;
 select count(*) from pg_namespace where nspname = 'migrator_shadow_0';
