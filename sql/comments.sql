@@ -43,33 +43,6 @@ Returns a row for each statement, in their order, and at the end what else to kn
 
 Errors: those of create_shadow.$$;
 
-comment on procedure migrator.alter_table(regclass, text, text, jsonb, jsonb) is
-$$ALTER TABLE, each action the cheapest safe way, with a notice that says which: at once where it is only catalogue work (found out by running it on an empty copy), NOT VALID and then VALIDATE for constraints, a shadow for what would rewrite or read the table under a strong lock. Commits after each step, so no lock lasts; called again with the same actions, it goes on where it stopped.
-
-A change through a shadow is driven to its swap in this call; it ends `swapped`, with the way back open until finish. What was done in place is done.
-
-- relation: the table.
-- actions: what would follow `alter table NAME`.
-- strategy: `auto`; `in_place`: no shadow, refused where that would hold a strong lock for long; `concurrently`: as auto, with indexes built by statements that you run yourself (alter_plan shows them); `shadow`: all of it through a shadow.
-- transform, reverse: as for create_shadow; they need a shadow.
-
-Errors: 25001 inside a transaction block; 0A000 not possible in this way, or refused by create_shadow; 55P03 no lock within the attempts, call it again; 55000 the change is paused or blocked, or rows do not fit; 57014 Ctrl-C or pg_cancel_backend (statement_timeout does not end it, as a notice says).$$;
-
-comment on function migrator.alter_plan(regclass, text, text, jsonb, jsonb) is
-$$What alter_table with the same arguments would do. It tries the actions on an empty copy and takes that away again; writes nothing.
-
-- relation, actions, strategy, transform, reverse: as for alter_table.
-
-Returns a row for each statement:
-- ordinal: their order.
-- way: `in_place`, `not_valid`, `concurrently` or `shadow`.
-- statement: what is run.
-- lock: the strongest lock on the table.
-- held: how long.
-- reason: why this way.
-
-Errors: those of alter_table, as far as they can be known beforehand.$$;
-
 comment on function migrator.start_sync(regclass, bigint) is
 $$Switches capture on: from its commit the key of every row that is written goes into the change's key log. Returns the new state, `syncing`.
 
@@ -329,16 +302,6 @@ comment on function migrator.version() is
 comment on function migrator._change_id(regclass, bigint) is
     'Internal: the id of the change that a table or an id names, after the check of the caller''s rights; for the procedures.';
 
-comment on function migrator._alter_steps(regclass, text, text, jsonb, jsonb) is
-    'Internal: the steps of alter_table, for its procedure.';
-comment on function migrator._alter_step(regclass, text, jsonb, integer) is
-    'Internal: runs one step of alter_table, counted from 0.';
-comment on function migrator._alter_shadow(regclass, text, jsonb, jsonb, jsonb, integer) is
-    'Internal: begins the change of a shadow step of alter_table, or finds the one that was begun; gives its id.';
-comment on procedure migrator._alter_through_shadow(regclass, bigint) is
-    'Internal: drives the change of a shadow step of alter_table to its swap.';
-
-comment on table migrator.change is 'Internal: one row a change. Read migrator.status and migrator.history instead.';
 comment on column migrator.change.id is 'Id of the change; names its schemas and its key log.';
 comment on column migrator.change.kind is 'What is changed.';
 comment on column migrator.change.started_ms is 'Milliseconds since 1970 of its start, unique.';
@@ -444,7 +407,7 @@ It commits after each of its steps, so it runs outside BEGIN only. What an actio
 - strategy: `auto`; `in_place`, refused where rows of a table of more than 8 MB, its indexes included, would be read or rewritten under a strong lock; `shadow`. Up to 8 MB auto builds an index in place too; it never rewrites rows there, because older transactions would then find the table empty.
 - transform, reverse: as for create_shadow. With one of them the change goes through a shadow.
 
-Errors: 25001 inside BEGIN; 42601 not a list of actions; 0A000 not possible this way; 55P03 the table was too busy for a lock; 55006 a change of this table is under way; 23514, 23503 rows that exist break a constraint: it stays, NOT VALID, and the same call goes on when they are mended. All else that ALTER TABLE and create_shadow raise. DETAIL says what was done and what is left.$$;
+Errors: 25001 inside BEGIN; 42601 not a list of actions; 0A000 not possible this way; 55P03 the table was too busy for a lock; 55006 a change of this table is under way; 23514, 23503 rows that exist break a constraint: it stays, NOT VALID, and the same call goes on when they are mended; 57014 Ctrl-C or pg_cancel_backend (statement_timeout does not end it, as a notice says). All else that ALTER TABLE and create_shadow raise. DETAIL says what was done and what is left.$$;
 
 comment on function migrator.alter_plan(regclass, text, text, jsonb, jsonb) is
 $$What alter_table with the same arguments would do. Changes nothing.
