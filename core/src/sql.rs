@@ -348,7 +348,7 @@ fn range(from: u64, until: u64) -> String {
 ///
 /// Where `marker` has a row that the statement sees, the table was truncated, and only `Take::Everything` is right:
 /// the others then do nothing and say so. To look before the statement would not do: the TRUNCATE may commit between.
-/// `Take::Rest` says the same of too many rows.
+/// `Take::Rest` says the same of too many rows, and of a row of NULLs.
 ///
 /// The insert waits for the delete: its filter reads a count over the delete's RETURNING, which PostgreSQL
 /// evaluates once, before the first row. Deleted rows of the same command no longer count for unique indexes.
@@ -426,7 +426,11 @@ pub fn reconcile(
     let too_many = match take {
         Take::Rest { segments, at_most } => {
             let rows = union(segments, "");
-            format!(" or (select count(*) from (select from ({rows}) r limit {at_most} + 1) c) > {at_most}")
+            let keys = union(segments, &first.to_string());
+            format!(
+                " or (select count(*) from (select from ({rows}) r limit {at_most} + 1) c) > {at_most} \
+                  or exists (select from ({keys}) u where u.{first} is null)"
+            )
         }
         _ => String::new(),
     };

@@ -81,7 +81,8 @@ macro_rules! for_each_server {
     )+ };
 }
 
-/// The same on the oldest and the newest version only: for tests that take long and depend little on what lies between.
+/// The same on the oldest and the newest version only, for tests that take long and depend little on what lies between;
+/// `make test-full` runs them on all.
 #[macro_export]
 macro_rules! for_oldest_and_newest_server {
     ($($name:ident),+ $(,)?) => { $(
@@ -89,6 +90,11 @@ macro_rules! for_oldest_and_newest_server {
             #[test]
             fn pg15() -> Result<(), $crate::story::Failed> {
                 $crate::story::run(stringify!($name), 15, super::$name)
+            }
+            #[test]
+            #[ignore = "make test-full"]
+            fn pg16() -> Result<(), $crate::story::Failed> {
+                $crate::story::run(stringify!($name), 16, super::$name)
             }
             #[test]
             fn pg18() -> Result<(), $crate::story::Failed> {

@@ -12,6 +12,7 @@ for_each_server!(
     a_capture_that_was_switched_off,
     writes_while_a_batch_is_on_its_way,
     capture_comes_on_again_behind_a_reader,
+    keys_that_could_not_be_told,
 );
 
 const TABLES: &str = "
@@ -333,6 +334,48 @@ async fn capture_comes_on_again_behind_a_reader(server: Server) -> Result<()> {
     change.until_in_step().await?;
     let rear = change.rear().await?;
     same_rows(&session, "table items", &format!("table {rear}")).await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+/// The key's type changes and changes back in one transaction, and a row is written in between: its key does not fit into
+/// the log, which says so. No exchange passes that over, however few rows wait, and whatever comes before it in the log.
+async fn keys_that_could_not_be_told(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run("create table odd (id int primary key, v int); insert into odd select g, g from generate_series(1, 200) g")
+        .await?;
+    let change = Change::create(&database, "public.odd", "alter column v type bigint").await?;
+    change.until_ready().await?;
+    let unseen = |row: i32, value: i32| {
+        format!(
+            "begin; alter table odd alter column id type numeric; update odd set v = {value} where id = {row};
+             alter table odd alter column id type int; commit"
+        )
+    };
+    session.run("update odd set v = -1 where id = 1").await?;
+    session.run(&unseen(2, -2)).await?;
+    let refusal = session.refusal("select * from migrator.swap('odd')").await?;
+    ensure!(refusal.code == "55006" && refusal.hint.is_some(), "the swap does not know of the row: {refusal}");
+    change.until_in_step().await?;
+    change.swap().await?;
+    ensure!(
+        session.value("select string_agg(v::text, ' ' order by id) from odd where id < 3").await? == "-1 -2",
+        "lost"
+    );
+
+    session.run("update odd set v = -3 where id = 3").await?;
+    session.run(&unseen(4, -4)).await?;
+    let refusal = session.refusal("select * from migrator.rollback('odd')").await?;
+    ensure!(refusal.code == "55006" && refusal.hint.is_some(), "the rollback does not know of the row: {refusal}");
+    change.until_in_step().await?;
+    change.rollback().await?;
+    ensure!(
+        session.value("select string_agg(v::text, ' ' order by id) from odd where id in (3, 4)").await? == "-3 -4",
+        "lost"
+    );
+    change.until_ready().await?;
     change.cancel().await?;
     nothing_left_behind(&database).await
 }

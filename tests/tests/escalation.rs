@@ -4,7 +4,7 @@
 use migrator_tests::left_behind::nothing_left_behind;
 use migrator_tests::*;
 
-for_each_server!(
+for_oldest_and_newest_server!(
     code_in_types_and_expressions,
     code_put_on_the_shadow_and_the_backup,
     code_of_a_cast_in_a_foreign_key,

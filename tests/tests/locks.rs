@@ -9,16 +9,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 for_each_server!(
-    a_swap_behind_a_long_reader,
-    a_swap_behind_a_prepared_transaction,
     a_start_behind_an_open_writer,
     an_end_behind_a_long_reader,
     a_swap_beside_vacuum_and_index_builds,
-    referenced_tables_wait_no_longer,
     a_long_build_blinds_nobody,
     a_swap_beside_an_index_build_of_the_table,
     an_end_behind_readers_of_the_other_table,
     a_log_is_given_back_without_a_writer_waiting,
+);
+for_oldest_and_newest_server!(
+    a_swap_behind_a_long_reader,
+    a_swap_behind_a_prepared_transaction,
+    referenced_tables_wait_no_longer,
 );
 
 const STATEMENTS: [&str; 3] = [

@@ -8,7 +8,7 @@ use migrator_tests::servers::top;
 use migrator_tests::*;
 use tokio::process::Command;
 
-for_each_server!(marked_blocks_work);
+for_oldest_and_newest_server!(marked_blocks_work);
 
 struct Block {
     language: String,

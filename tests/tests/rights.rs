@@ -13,6 +13,7 @@ for_each_server!(
     rows_hidden_by_policies,
     a_hostile_search_path,
     a_table_that_changes_hands,
+    a_partitioned_shadow_that_changes_hands,
     a_role_with_a_statement_timeout,
     code_of_a_view_owner_gets_no_right_to_create,
 );
@@ -282,6 +283,37 @@ async fn a_hostile_search_path(server: Server) -> Result<()> {
     ensure!(rows == 190, "hostile operators decided: {rows} rows are left");
     ensure!(session.number("select count(*) from evil.caught").await? == 0, "functions of a hostile search_path ran");
     nothing_left_behind(&database).await
+}
+
+/// The partitions of a shadow that the user made stay in the user's schema: they follow the owner too.
+async fn a_partitioned_shadow_that_changes_hands(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let (first, second) = (role(&session, &database, "first").await?, role(&session, &database, "second").await?);
+    session
+        .run(&format!(
+            "create schema estate; grant usage, create on schema estate to {first}, {second};
+             create table estate.plots (id int primary key, v text);
+             insert into estate.plots select g, 'v' || g from generate_series(1, 300) g;
+             alter table estate.plots owner to {first}; set role {first};
+             create table estate.plots_new (id int primary key, v text) partition by range (id);
+             create table estate.plots_low partition of estate.plots_new for values from (minvalue) to (100);
+             create table estate.plots_high partition of estate.plots_new for values from (100) to (maxvalue);
+             reset role"
+        ))
+        .await?;
+    let change = Change::create_with(&database, "estate.plots", "shadow => 'estate.plots_new'").await?;
+    change.until(|advance| advance.state == "copying").await?;
+    session.run(&format!("alter table estate.plots owner to {second}")).await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    let owners =
+        "select string_agg(distinct c.relowner::regrole::text, ',') from pg_class c where c.relname like 'plots%'";
+    ensure!(session.value(owners).await? == second, "the old owner kept {}", session.value(owners).await?);
+    ensure!(session.number("select count(*) from estate.plots").await? == 300, "rows are missing");
+    change.finish().await?;
+    session.run("drop schema estate cascade").await?;
+    drop_roles(&session, &[&first, &second]).await
 }
 
 /// Neither of the two owners has any right but that of the owner; the second takes over in every state, and

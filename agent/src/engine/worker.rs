@@ -51,6 +51,8 @@ pub struct Worker {
     shared: Arc<Shared>,
     number: usize,
     store: Option<Store>,
+    /// Whether its commits do not wait for the disk.
+    relaxed: bool,
     /// Since when no connection works.
     away_since: Option<Instant>,
 }
@@ -58,7 +60,7 @@ pub struct Worker {
 impl Worker {
     /// A worker without a connection; it opens one when there is something to do.
     pub fn new(shared: Arc<Shared>, number: usize) -> Worker {
-        Worker { shared, number, store: None, away_since: None }
+        Worker { shared, number, store: None, relaxed: false, away_since: None }
     }
 
     /// Takes turns until the drive stops.
@@ -116,13 +118,18 @@ impl Worker {
                 store
             }
             none => {
-                let store = Store::open(&self.shared.target, &turn.name, Limits::Work).await?;
-                // A batch whose commit a crash takes back takes back its cursor too, and is done again. Commits that
-                // somebody relies on (a state, the swap) the extension makes wait by itself.
-                store.run("set synchronous_commit = off").await?;
-                none.insert(store)
+                self.relaxed = false;
+                none.insert(Store::open(&self.shared.target, &turn.name, Limits::Work).await?)
             }
         };
+        // A batch of the copy whose commit a crash takes back takes back its cursor too, and is done again. All else is
+        // committed as the server wants it, for people and programs go by it.
+        let relaxed = turn.name.starts_with("copy");
+        if relaxed != self.relaxed {
+            let setting = if relaxed { "set synchronous_commit = off" } else { "reset synchronous_commit" };
+            store.run(setting).await?;
+            self.relaxed = relaxed;
+        }
         locked(&self.shared.under_way).insert(self.number, store.canceller());
         let advanced = store.advance(turn.change).await;
         let advanced = match advanced {

@@ -41,7 +41,11 @@ fn one_batch(change: Change) -> Result<Batch, Failure> {
         return Ok((0, done, total, false, 1000, Some(reason)));
     }
     if owner::changed(&change)? {
-        lock::change(change.id, Hold::Alone);
+        // Tried, not waited for: whoever waits alone keeps all the others from sharing.
+        if !lock::try_change(change.id, Hold::Alone) {
+            let (done, total) = blocks(&change)?;
+            return Ok((0, done, total, false, 100, Some("another worker's turn".to_owned())));
+        }
         owner::follow(&change.again()?)?;
     }
     let copied = copy::copy_batch(change.clone())?;

@@ -95,6 +95,24 @@ pub fn is_there(change: i64, direction: Direction) -> Result<bool, Failure> {
     Ok(all.there)
 }
 
+/// The tables of both logs of a change, those that are there.
+pub fn tables(change: i64) -> Result<Vec<u32>, Failure> {
+    #[derive(Deserialize)]
+    struct Table {
+        oid: u32,
+    }
+    let names: Vec<String> = [Direction::Forward, Direction::Reverse]
+        .into_iter()
+        .flat_map(|direction| segments(change, direction).into_iter().chain([marker(change, direction)]))
+        .map(|name| name.to_string())
+        .collect();
+    let found: Vec<Table> = spi::fetch(
+        "select pg_catalog.to_regclass(n)::pg_catalog.oid::pg_catalog.int8 as oid from pg_catalog.unnest($1) n where pg_catalog.to_regclass(n) is not null",
+        &[names.into()],
+    )?;
+    Ok(found.into_iter().map(|table| table.oid).collect())
+}
+
 /// Drops the segments of a log, those that are there.
 pub fn drop_log(change: i64, direction: Direction) -> Result<(), Failure> {
     #[derive(Deserialize)]

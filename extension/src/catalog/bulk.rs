@@ -46,6 +46,8 @@ unsafe fn is_plain(table: pg_sys::Relation) -> bool {
         let constraints = (*(*table).rd_att).constr;
         class.relkind == pg_sys::RELKIND_RELATION as std::ffi::c_char
             && !class.relispartition
+            // The contract of other access methods asks for more than is done here.
+            && (*table).rd_tableam == pg_sys::GetHeapamTableAmRoutine()
             && (*table).trigdesc.is_null()
             && (*table).rd_rules.is_null()
             && pg_sys::RelationGetIndexList(table).is_null()
@@ -71,7 +73,7 @@ unsafe fn select_into(table: pg_sys::Relation, statement: &str) -> Option<u64> {
             return None;
         }
         let cached = pg_sys::SPI_plan_get_cached_plan(plan);
-        let rows = match source(cached) {
+        let rows = match source(cached, (*table).rd_id) {
             None => None,
             Some(mut source) => {
                 pg_sys::CommandCounterIncrement();
@@ -123,7 +125,7 @@ unsafe fn run(query: *mut pg_sys::QueryDesc) {
 
 /// The plan of the rows that a planned INSERT would write, as a query of its own. The range table stays, and with it
 /// the check that the role may insert.
-unsafe fn source(cached: *mut pg_sys::CachedPlan) -> Option<pg_sys::PlannedStmt> {
+unsafe fn source(cached: *mut pg_sys::CachedPlan, table: pg_sys::Oid) -> Option<pg_sys::PlannedStmt> {
     // SAFETY: a cached plan holds a list of planned statements; the tag says which node is on top.
     unsafe {
         let statements = PgList::<pg_sys::PlannedStmt>::from_pg(cached.as_ref()?.stmt_list);
@@ -140,6 +142,16 @@ unsafe fn source(cached: *mut pg_sys::CachedPlan) -> Option<pg_sys::PlannedStmt>
             && !planned.hasReturning
             && !planned.hasModifyingCTE;
         if !expected {
+            return None;
+        }
+        let insert = &*planned.planTree.cast::<pg_sys::ModifyTable>();
+        let range = PgList::<pg_sys::RangeTblEntry>::from_pg(planned.rtable);
+        let target = range.get_ptr(usize::try_from(insert.nominalRelation).ok()?.checked_sub(1)?)?;
+        let plain = insert.withCheckOptionLists.is_null()
+            && insert.returningLists.is_null()
+            && insert.onConflictAction == pg_sys::OnConflictAction::ONCONFLICT_NONE
+            && (*target).relid == table;
+        if !plain {
             return None;
         }
         planned.commandType = pg_sys::CmdType::CMD_SELECT;
@@ -242,6 +254,8 @@ impl Writer {
             }
             let slot = self.slots[self.waiting];
             pg_sys::ExecCopySlot(slot, row);
+            // Where the rows are taken as they are, the copy is a pin on the page they come from.
+            pg_sys::ExecMaterializeSlot(slot);
             (*slot).tts_tableOid = (*self.table).rd_id;
             if !self.checks.is_null() {
                 pg_sys::ExecConstraints(self.checks, slot, self.estate);

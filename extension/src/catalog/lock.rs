@@ -176,6 +176,7 @@ pub fn series<T>(
             last = held_up(what, &blocker);
             continue;
         }
+        let mut granted = false;
         let outcome = attempt(|| {
             let deadline = Instant::now() + DEADLINE;
             for lock in &wanted {
@@ -185,10 +186,18 @@ pub fn series<T>(
                 }
                 role::with_settings(&[("lock_timeout", &left.to_string())], || relation(*lock));
             }
+            granted = true;
             work()
         });
         match outcome {
             Ok(done) => return Ok(done),
+            // Not the lock was missing: the work itself says that it is not the moment.
+            Err(failure) if granted && failure.code == code::LOCK_NOT_AVAILABLE => {
+                let hint = failure.hint.unwrap_or_else(|| "Call it again.".to_owned());
+                last = Failure::new(code::LOCK_NOT_AVAILABLE, format!("{what}: {}", failure.message))
+                    .detail("Nothing was changed, and no session waited longer than one attempt.")
+                    .hint(hint);
+            }
             Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => {
                 pgrx::debug1!("migrator: attempt {number} ended: {}", failure.message);
                 let blocker = blockers(&wanted)?.into_iter().next();
@@ -212,7 +221,14 @@ pub fn settle(what: &str, tables: &[u32]) -> Result<(), Failure> {
         "select setting::bigint + 2000 as ms from pg_catalog.pg_settings where name = 'deadlock_timeout'",
         &[],
     )?;
-    for table in tables {
+    for (place, table) in tables.iter().enumerate() {
+        // Whoever holds one lock and waits for another can close a circle, in which the other session may be ended. So only
+        // the first table is waited for, and beyond it autovacuum, which asks for one table at a time.
+        if place > 0
+            && let Some(holder) = at_work(*table)?.filter(|holder| !holder.autovacuum)
+        {
+            return Err(kept_out(what, &holder));
+        }
         let wanted = Wanted { relation: *table, mode: Mode::ShareUpdateExclusive };
         let asked = attempt(|| {
             role::with_settings(&[("lock_timeout", &time.ms.to_string())], || relation(wanted));
@@ -233,7 +249,7 @@ pub fn settle(what: &str, tables: &[u32]) -> Result<(), Failure> {
 struct Holder {
     #[serde(flatten)]
     blocker: Blocker,
-    wraparound: bool,
+    autovacuum: bool,
 }
 
 fn at_work(table: u32) -> Result<Option<Holder>, Failure> {
@@ -242,7 +258,7 @@ fn at_work(table: u32) -> Result<Option<Holder>, Failure> {
            case when l.pid is null then 'a prepared transaction' \
                 when a.backend_type = 'autovacuum worker' then pg_catalog.format('process %s (%s)', l.pid, a.query) \
                 else pg_catalog.format('session %s (%s, %s)', l.pid, coalesce(nullif(a.application_name, ''), a.usename), a.state) end as what, \
-           coalesce(a.backend_type = 'autovacuum worker', false) as wraparound \
+           coalesce(a.backend_type = 'autovacuum worker', false) as autovacuum \
          from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid \
          where l.locktype = 'relation' and l.granted and l.pid is distinct from pg_catalog.pg_backend_pid() and l.relation = $1 \
            and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) \
@@ -254,7 +270,7 @@ fn at_work(table: u32) -> Result<Option<Holder>, Failure> {
 
 fn kept_out(what: &str, holder: &Holder) -> Failure {
     let failure = held_up(what, &holder.blocker);
-    if !holder.wraparound {
+    if !holder.autovacuum {
         return failure;
     }
     failure.hint(

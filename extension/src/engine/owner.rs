@@ -5,6 +5,7 @@
 
 use crate::capture::log;
 use crate::catalog::lock::{self, Mode, Wanted};
+use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
 use crate::engine::change::Change;
 use migrator_core::failure::Failure;
@@ -20,7 +21,7 @@ pub fn changed(change: &Change) -> Result<bool, Failure> {
         has: bool,
     }
     let (front, rear) = change.front_and_rear()?;
-    if front.owner != rear.owner {
+    if front.owner != rear.owner || !strangers(front.owner, &rear)?.is_empty() {
         return Ok(true);
     }
     let segments = log::segments(change.id, change.direction());
@@ -49,6 +50,11 @@ pub fn follow(change: &Change) -> Result<(), Failure> {
         lock::patiently(&[Wanted { relation: rear.oid, mode: Mode::AccessExclusive }])?;
         statements.push(format!("alter table {} owner to {owner}", rear.name));
     }
+    // A partitioned table's owner is not its partitions'.
+    for part in strangers(front.owner, &rear)? {
+        lock::patiently(&[Wanted { relation: part.oid, mode: Mode::AccessExclusive }])?;
+        statements.push(format!("alter table {} owner to {owner}", part.name));
+    }
     let schema = &rear.name.schema;
     if revokes {
         statements.push(format!("revoke all privileges on schema {schema} from {before}"));
@@ -71,6 +77,24 @@ pub fn follow(change: &Change) -> Result<(), Failure> {
     let (name, rear) = (plain(owner.as_str()), rear.name.plain());
     let message = format!("the table belongs to {name} now: so do {rear} and the key log");
     change.event("owner", &message, json!({"owner": owner, "before": before}))
+}
+
+/// Partitions of the rear that belong to somebody else.
+fn strangers(owner: u32, rear: &Relation) -> Result<Vec<Relation>, Failure> {
+    #[derive(Deserialize)]
+    struct Part {
+        oid: u32,
+    }
+    if rear.kind != "p" {
+        return Ok(vec![]);
+    }
+    let parts: Vec<Part> = spi::fetch(
+        "select t.relid::pg_catalog.oid::pg_catalog.int8 as oid from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t \
+         where t.relid::pg_catalog.oid <> $1",
+        &[pgrx::pg_sys::Oid::from(rear.oid).into()],
+    )?;
+    let parts: Vec<Relation> = parts.into_iter().map(|part| Relation::get(part.oid)).collect::<Result<_, _>>()?;
+    Ok(parts.into_iter().filter(|part| part.owner != owner).collect())
 }
 
 fn there(table: &Name) -> Result<bool, Failure> {

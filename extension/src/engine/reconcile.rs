@@ -13,7 +13,7 @@ use crate::engine::bisect::{self, Rest};
 use crate::engine::change::Change;
 use crate::engine::drain;
 use migrator_core::failure::Failure;
-use migrator_core::ident::Name;
+use migrator_core::ident::{Ident, Name};
 use migrator_core::sql::{self, Direction, Take};
 use migrator_core::sqlstate;
 use pgrx::JsonB;
@@ -31,8 +31,10 @@ pub struct Taken {
     pub deleted: i64,
     /// Rows put there.
     pub inserted: i64,
-    /// The table was truncated, so that nothing was done yet.
+    /// All rows have to be compared (a TRUNCATE, keys that could not be told), and that was not done yet.
     pub truncated: bool,
+    /// All rows were compared.
+    pub everything: bool,
 }
 
 impl std::ops::AddAssign for Taken {
@@ -55,18 +57,40 @@ pub const BY_INDEX: [(&str, &str); 3] =
 
 /// Takes one batch from the log, or everything after a TRUNCATE.
 pub fn batch(change: &Change) -> Result<Taken, Failure> {
+    let taken = keys(change)?;
+    if taken.truncated { everything(change, &log::segments(change.id, change.direction())) } else { Ok(taken) }
+}
+
+/// Takes one batch of keys from the log. Where they are not enough, for all rows have to be compared, it only says so.
+pub fn keys(change: &Change) -> Result<Taken, Failure> {
     let segments = log::segments(change.id, change.direction());
-    let first = match oldest(change, &segments)? {
-        Oldest::Unknown => return everything(change, &segments),
-        Oldest::None => None,
-        Oldest::At(segment, block) => Some((segment, block)),
-    };
-    let take = match first {
-        Some((segment, from)) => Take::Blocks { segment, from, until: from + BATCH_BLOCKS },
-        None if truncated(change)? => return everything(change, &segments),
-        None => return Ok(Taken::default()),
+    let everything = Taken { truncated: true, ..Taken::default() };
+    let take = match oldest(change, &segments)? {
+        Oldest::Unknown => return Ok(everything),
+        Oldest::At(segment, from) => Take::Blocks { segment, from, until: from + BATCH_BLOCKS },
+        Oldest::None if truncated(change)? => return Ok(everything),
+        Oldest::None => return Ok(Taken::default()),
     };
     widening(change, &segments, take, &BY_INDEX)
+}
+
+/// Whether all rows have to be compared before the rear can be trusted: the table was truncated, or the log has a row of
+/// NULLs, which says that keys could not be told.
+pub fn must_compare_all(change: &Change) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct Found {
+        found: bool,
+    }
+    if truncated(change)? {
+        return Ok(true);
+    }
+    let key = first_key(change);
+    let looks: Vec<String> = log::segments(change.id, change.direction())
+        .iter()
+        .map(|segment| format!("exists (select from {segment} q where q.{key} is null)"))
+        .collect();
+    let found: Found = spi::fetch_one(&format!("select {} as found", looks.join(" or ")), &[])?;
+    Ok(found.found)
 }
 
 /// The first reconcile: while the shadow has no index, one pass over everything that was written during the copy.
@@ -77,7 +101,10 @@ pub fn first(change: &Change) -> Result<Taken, Failure> {
         Oldest::Unknown => everything(change, &segments)?,
         Oldest::None if !truncated(change)? => Taken::default(),
         Oldest::None | Oldest::At(..) => {
-            timeout::unbounded(|| widening(change, &segments, Take::All { segments: &segments }, &[]))?
+            match timeout::unbounded(|| widening(change, &segments, Take::All { segments: &segments }, &[]))? {
+                taken if taken.truncated => everything(change, &segments)?,
+                taken => taken,
+            }
         }
     };
     crash::point("first_reconcile");
@@ -95,18 +122,21 @@ fn widening(change: &Change, segments: &[Name], take: Take<'_>, settings: &[(&st
             return widening(change, segments, all, settings);
         }
         Err(failure) if sqlstate::belongs_to_row(&failure.code) => {
-            let (mut taken, rest) = bisect::refused(change, segments, take, settings, failure)?;
+            // However many rows there are to look through, it is one search.
+            let (taken, rest) = timeout::unbounded(|| bisect::refused(change, segments, take, settings, failure))?;
             if rest == Rest::NeedsAll && !taken.truncated {
-                taken += widening(change, segments, all, settings)?;
+                note(change, taken)?;
+                let mut others = widening(change, segments, all, settings)?;
+                others += taken;
+                return Ok(others);
             }
             taken
         }
         outcome => outcome?,
     };
-    if taken.truncated {
-        return everything(change, segments);
+    if !taken.truncated {
+        note(change, taken)?;
     }
-    note(change, taken)?;
     Ok(taken)
 }
 
@@ -125,10 +155,11 @@ fn everything(change: &Change, segments: &[Name]) -> Result<Taken, Failure> {
                 widening(change, segments, Take::All { segments }, &[])
             })?
         }
-        outcome => Taken { truncated: false, ..outcome? },
+        outcome => outcome?,
     };
     fence(change)?;
-    Ok(taken)
+    // Another TRUNCATE may have come while keys were halved: its mark is still there, for the next call.
+    Ok(Taken { truncated: false, everything: true, ..taken })
 }
 
 /// One statement in a subtransaction of its own.
@@ -165,7 +196,7 @@ pub(super) fn run(change: &Change, take: Take<'_>, settings: &[(&str, &str)]) ->
         bad_row::forget(change, direction, key)?;
     }
     let Row { taken, keys, deleted, inserted, truncated, .. } = row;
-    Ok(Taken { taken, keys, deleted, inserted, truncated })
+    Ok(Taken { taken, keys, deleted, inserted, truncated, everything: false })
 }
 
 /// The deferrable unique and exclusion constraints of the rear table, for SET CONSTRAINTS.
@@ -205,6 +236,12 @@ enum Oldest<'a> {
     Unknown,
 }
 
+/// The first column of the log.
+fn first_key(change: &Change) -> &Ident {
+    let key = change.plan.key.first().expect("a plan has a key");
+    if change.direction() == Direction::Forward { &key.old } else { &key.new }
+}
+
 /// The first visible row of the first segment that has one.
 fn oldest<'a>(change: &Change, segments: &'a [Name]) -> Result<Oldest<'a>, Failure> {
     #[derive(Deserialize)]
@@ -212,8 +249,7 @@ fn oldest<'a>(change: &Change, segments: &'a [Name]) -> Result<Oldest<'a>, Failu
         block: u64,
         unknown: bool,
     }
-    let key = change.plan.key.first().expect("a plan has a key");
-    let key = if change.direction() == Direction::Forward { &key.old } else { &key.new };
+    let key = first_key(change);
     for segment in segments {
         let first: Option<First> = spi::fetch_optional(
             &format!(

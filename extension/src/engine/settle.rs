@@ -96,11 +96,12 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
     let backup = Relation::find(change.live)?;
     let front = Relation::get(change.shadow)?;
     let what = format!("finish of table {} was not done", change.name().plain());
-    lock::settle(&what, &both(&backup, &front).iter().map(|wanted| wanted.relation).collect::<Vec<_>>())?;
+    let logs = log::tables(change.id)?;
+    lock::settle(&what, &both(&backup, &front, &logs).iter().map(|wanted| wanted.relation).collect::<Vec<_>>())?;
     lock::series(
         &what,
         lock::ATTEMPTS,
-        || Ok(both(&backup, &front)),
+        || Ok(both(&backup, &front, &logs)),
         || Ok(()),
         || {
             switch::switch_off(change.id, &front)?;
@@ -113,9 +114,11 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
     Ok(State::Finished)
 }
 
-/// The locks to end with: first on the table that goes, which somebody may be reading, so that nobody waits for the live one meanwhile.
-fn both(rear: &Option<Relation>, front: &Relation) -> Vec<Wanted> {
-    rear.iter().chain([front]).map(|table| Wanted { relation: table.oid, mode: Mode::AccessExclusive }).collect()
+/// The locks to end with: first on the table that goes, which somebody may be reading, so that nobody waits for the live one
+/// meanwhile; last on the log, which its writers lock after the table.
+fn both(rear: &Option<Relation>, front: &Relation, logs: &[u32]) -> Vec<Wanted> {
+    let tables = rear.iter().chain([front]).map(|table| table.oid).chain(logs.iter().copied());
+    tables.map(|relation| Wanted { relation, mode: Mode::AccessExclusive }).collect()
 }
 
 fn swap_call(change: &Change) -> String {
@@ -148,11 +151,12 @@ pub fn cancel(change: Change, dry_run: bool) -> Result<State, Failure> {
     match (&change.capture, Relation::find(change.live)?) {
         (Some(_), Some(live)) => {
             let what = format!("cancel of change {} of table {} was not done", change.id, change.name().plain());
-            lock::settle(&what, &both(&shadow, &live).iter().map(|wanted| wanted.relation).collect::<Vec<_>>())?;
+            let logs = log::tables(change.id)?;
+            lock::settle(&what, &both(&shadow, &live, &logs).iter().map(|wanted| wanted.relation).collect::<Vec<_>>())?;
             lock::series(
                 &what,
                 lock::ATTEMPTS,
-                || Ok(both(&shadow, &live)),
+                || Ok(both(&shadow, &live, &logs)),
                 || Ok(()),
                 || {
                     switch::switch_off(change.id, &live)?;

@@ -149,7 +149,8 @@ fn next_id() -> Result<i64, Failure> {
     loop {
         let next: Id = spi::fetch_one(
             "select i.id, exists (select from pg_catalog.pg_namespace n where n.nspname in \
-               (pg_catalog.concat('migrator_shadow_', i.id), pg_catalog.concat('migrator_backup_', i.id))) as taken \
+               (pg_catalog.concat('migrator_shadow_', i.id), pg_catalog.concat('migrator_backup_', i.id), \
+                pg_catalog.concat('migrator_shadow_', i.id, '_views'), pg_catalog.concat('migrator_backup_', i.id, '_views'))) as taken \
              from (select pg_catalog.nextval('migrator.change_id_seq') as id offset 0) i",
             &[],
         )?;

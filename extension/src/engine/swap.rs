@@ -143,11 +143,20 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
             let known = prepared.take();
             let mut known = known.into_iter();
             for change in &held {
-                let ready = prepare(change, way, known.next())?;
+                let mut ready = prepare(change, way, known.next())?;
                 // Run once before the lock, so that under it everything is planned and in the caches.
-                if ready.rest.run(change).is_err() {
-                    drain(change, way, &mut budget)?;
-                    bad_row::refuse(change, way.before())?;
+                match ready.rest.run(change) {
+                    Ok(rows) => {
+                        ready.rows += rows;
+                        budget -= rows;
+                    }
+                    Err(_) => {
+                        drain(change, way, &mut budget)?;
+                        bad_row::refuse(change, way.before())?;
+                    }
+                }
+                if budget < 0 {
+                    return Err(too_fast(change, way)?);
                 }
                 prepared.borrow_mut().push(ready);
             }
@@ -157,7 +166,8 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
             // All checks before the first move: moving one table rewrites foreign keys of another.
             let mut rows = vec![];
             for (change, ready) in held.iter().zip(prepared.borrow().iter()) {
-                rows.push(ready.rest.run(change)?);
+                let last = ready.rest.run(change).map_err(|failure| failure.hint(catch_up_first(change, way)))?;
+                rows.push(ready.rows + last);
                 still_so(change, way, ready)?;
             }
             for ((change, ready), rows) in held.iter().zip(prepared.borrow().iter()).zip(rows) {
@@ -191,20 +201,20 @@ fn check(change: &Change, way: Way) -> Result<(), Failure> {
     snapshot::refuse_old(change, way.verb())?;
     unchanged(change, way)?;
     let waits = match reconcile::backlog(change)? {
-        _ if reconcile::truncated(change)? => "all rows of both tables have to be compared".to_owned(),
+        _ if reconcile::must_compare_all(change)? => return Err(not_caught_up(change, way, COMPARE_ALL)),
         backlog if backlog > rest::AT_MOST => format!("{backlog} keys are not replayed yet"),
-        _ => String::new(),
+        _ => return Ok(()),
     };
-    if !waits.is_empty() {
-        // What is replayed by the exchange itself is invisible to every snapshot that is open now.
-        return Err(Failure::new(
-            code::IN_USE,
-            format!("{} of table {} waits: {waits}", way.verb(), change.name().plain()),
-        )
-        .detail("They are replayed in transactions of their own, which an exchange cannot have. Nothing was changed.")
-        .hint(catch_up_first(change, way)));
-    }
-    Ok(())
+    Err(not_caught_up(change, way, &waits))
+}
+
+const COMPARE_ALL: &str = "all rows of both tables have to be compared";
+
+/// What is replayed by the exchange itself is invisible to every snapshot that is open now.
+fn not_caught_up(change: &Change, way: Way, waits: &str) -> Failure {
+    Failure::new(code::IN_USE, format!("{} of table {} waits: {waits}", way.verb(), change.name().plain()))
+        .detail("That is done in transactions of its own, which an exchange cannot have. Nothing was changed.")
+        .hint(catch_up_first(change, way))
 }
 
 /// The agent keeps a change in step by itself. Without one, the two calls have to follow each other at once.
@@ -224,20 +234,29 @@ fn catch_up_first(change: &Change, way: Way) -> String {
 /// Replays the log until next to nothing is left, as long as that is little altogether.
 fn drain(change: &Change, way: Way, budget: &mut i64) -> Result<(), Failure> {
     loop {
-        let taken = reconcile::batch(change)?;
+        let taken = reconcile::keys(change)?;
+        if taken.truncated {
+            return Err(not_caught_up(change, way, COMPARE_ALL));
+        }
         *budget -= taken.taken;
         if taken.taken == 0 || (taken.taken <= NEAR_ZERO && reconcile::backlog(change)? <= NEAR_ZERO) {
             return Ok(());
         }
         if *budget < 0 {
-            return Err(Failure::new(
-                code::LOCK_NOT_AVAILABLE,
-                format!("table {} is written too fast for the moment that this takes", change.name().plain()),
-            )
-            .detail(format!("{} keys are waiting. Nothing was changed.", reconcile::backlog(change)?))
-            .hint(catch_up_first(change, way)));
+            return Err(too_fast(change, way)?);
         }
     }
+}
+
+fn too_fast(change: &Change, way: Way) -> Result<Failure, Failure> {
+    let table = change.name().plain();
+    let waiting = reconcile::backlog(change)?;
+    Ok(Failure::new(
+        code::LOCK_NOT_AVAILABLE,
+        format!("table {table} is written too fast for the moment that this takes"),
+    )
+    .detail(format!("{waiting} keys are waiting. Nothing was changed."))
+    .hint(catch_up_first(change, way)))
 }
 
 /// What the exchange needs and nobody sees: the schema for the table that leaves, the log for the way back.
@@ -298,6 +317,8 @@ struct Prepared {
     /// How many messages about catalog changes this session had received before that was looked at.
     heard: u64,
     rest: Rest,
+    /// Rows that it put into the rear before the lock.
+    rows: i64,
 }
 
 fn prepare(change: &Change, way: Way, known: Option<Prepared>) -> Result<Prepared, Failure> {
@@ -306,6 +327,7 @@ fn prepare(change: &Change, way: Way, known: Option<Prepared>) -> Result<Prepare
     bad_row::refuse(change, way.before())?;
     let (front, rear) = change.front_and_rear()?;
     let fingerprint = carry::fingerprint(front.oid)?;
+    let rows = known.as_ref().map_or(0, |known| known.rows);
     let carryover = match known {
         Some(known) if known.fingerprint == fingerprint => known.carryover,
         _ => {
@@ -314,15 +336,14 @@ fn prepare(change: &Change, way: Way, known: Option<Prepared>) -> Result<Prepare
             carryover
         }
     };
-    Ok(Prepared { carryover, fingerprint, heard, rest: Rest::prepare(change)? })
+    Ok(Prepared { carryover, fingerprint, heard, rest: Rest::prepare(change)?, rows })
 }
 
 /// How many messages about catalog changes by other sessions have arrived, those included that wait to be read.
 ///
 /// Every commit that changed a row of a catalog with a cache sends some, before it gives its locks back: so where the
-/// number is the same, no relation, column, right, rule, trigger, constraint, type, function, statistics object or
-/// publication has changed. What leaves no message (pg_depend, pg_description) changes together with something that
-/// does, or under a lock on the table that our SHARE UPDATE EXCLUSIVE keeps out.
+/// number is the same, no relation, column, right, rule, trigger, constraint, type, function, statistics object,
+/// publication, dependency, comment or label has changed (inval.c, RelationInvalidatesSnapshotsOnly).
 fn heard() -> u64 {
     // SAFETY: as LockRelationOid() calls it; the counter is this session's own.
     unsafe {
