@@ -46,7 +46,7 @@ Errors: those of create_shadow.$$;
 comment on function migrator.start_sync(regclass, bigint) is
 $$Switches capture on: from its commit the key of every row that is written goes into the change's key log. Returns the new state, `syncing`.
 
-Takes SHARE ROW EXCLUSIVE on the live table in attempts of at most 50 ms. Also begins anew the copy of a change whose capture was tampered with; after a swap or a rollback the copy is kept, and all rows of both tables are compared instead, so the state returned is the one it has. `advance` and `prepare` call it by themselves.
+Takes SHARE ROW EXCLUSIVE on the live table in attempts of at most 50 ms (where capture was on before: ACCESS EXCLUSIVE, for its triggers are replaced). Also begins anew the copy of a change whose capture was tampered with; after a swap or a rollback the copy is kept, and all rows of both tables are compared instead, so the state returned is the one it has. `advance` and `prepare` call it by themselves.
 
 - relation, change: the table, or the change's id; exactly one of them.
 

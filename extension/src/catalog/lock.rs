@@ -116,8 +116,9 @@ pub fn relation(wanted: Wanted) {
     unsafe { pg_sys::LockRelationOid(pg_sys::Oid::from(wanted.relation), wanted.mode.number()) }
 }
 
-/// Takes locks on which nobody else's work depends, each waited for longer than deadlock_timeout, so that a plain autovacuum gives way.
-pub fn patiently(wanted: &[Wanted]) -> Result<(), Failure> {
+/// Takes a lock on which nobody else's work depends, waited for longer than deadlock_timeout, so that a plain autovacuum
+/// gives way.
+pub fn patiently(what: &str, wanted: Wanted) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Time {
         ms: i64,
@@ -126,8 +127,20 @@ pub fn patiently(wanted: &[Wanted]) -> Result<(), Failure> {
         "select setting::bigint + 2000 as ms from pg_catalog.pg_settings where name = 'deadlock_timeout'",
         &[],
     )?;
-    role::with_settings(&[("lock_timeout", &time.ms.to_string())], || wanted.iter().copied().for_each(relation));
-    Ok(())
+    let asked = attempt(|| {
+        role::with_settings(&[("lock_timeout", &time.ms.to_string())], || relation(wanted));
+        Ok(())
+    });
+    match asked {
+        Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => {
+            if let Some(holder) = at_work(wanted.relation)? {
+                return Err(kept_out(what, &holder));
+            }
+            let blocker = blockers(&[wanted])?.into_iter().next();
+            Err(blocker.map_or_else(|| gave_up(what), |blocker| held_up(what, &blocker)))
+        }
+        outcome => outcome,
+    }
 }
 
 /// How long one attempt may make others wait, from the first lock asked for to the last granted.
@@ -213,14 +226,6 @@ pub fn series<T>(
 /// keeps autovacuum away until the transaction ends. It is waited for longer than deadlock_timeout, at which a plain
 /// autovacuum gives way; without this it would be back between any two attempts. One against wraparound stays.
 pub fn settle(what: &str, tables: &[u32]) -> Result<(), Failure> {
-    #[derive(Deserialize)]
-    struct Time {
-        ms: i64,
-    }
-    let time: Time = spi::fetch_one(
-        "select setting::bigint + 2000 as ms from pg_catalog.pg_settings where name = 'deadlock_timeout'",
-        &[],
-    )?;
     for (place, table) in tables.iter().enumerate() {
         // Whoever holds one lock and waits for another can close a circle, in which the other session may be ended. So only
         // the first table is waited for, and beyond it autovacuum, which asks for one table at a time.
@@ -230,16 +235,7 @@ pub fn settle(what: &str, tables: &[u32]) -> Result<(), Failure> {
             return Err(kept_out(what, &holder));
         }
         let wanted = Wanted { relation: *table, mode: Mode::ShareUpdateExclusive };
-        let asked = attempt(|| {
-            role::with_settings(&[("lock_timeout", &time.ms.to_string())], || relation(wanted));
-            Ok(())
-        });
-        match asked {
-            Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => {
-                return Err(at_work(*table)?.map_or_else(|| gave_up(what), |holder| kept_out(what, &holder)));
-            }
-            outcome => outcome?,
-        }
+        patiently(what, wanted)?;
     }
     Ok(())
 }

@@ -42,17 +42,23 @@ pub fn follow(change: &Change) -> Result<(), Failure> {
     }
     let (front, rear) = change.front_and_rear()?;
     let (owner, before) = (role::name(front.owner())?, role::name(rear.owner())?);
+    let what = format!(
+        "{} was not given to {}, the new owner of {}",
+        rear.name.plain(),
+        plain(owner.as_str()),
+        front.name.plain()
+    );
     let handed_over = front.owner != rear.owner;
     // What the extension's own role may do is not for us to take away.
     let revokes = handed_over && rear.owner() != role::caller();
     let mut statements = vec![];
     if handed_over {
-        lock::patiently(&[Wanted { relation: rear.oid, mode: Mode::AccessExclusive }])?;
+        lock::patiently(&what, Wanted { relation: rear.oid, mode: Mode::AccessExclusive })?;
         statements.push(format!("alter table {} owner to {owner}", rear.name));
     }
     // A partitioned table's owner is not its partitions'.
     for part in strangers(front.owner, &rear)? {
-        lock::patiently(&[Wanted { relation: part.oid, mode: Mode::AccessExclusive }])?;
+        lock::patiently(&what, Wanted { relation: part.oid, mode: Mode::AccessExclusive })?;
         statements.push(format!("alter table {} owner to {owner}", part.name));
     }
     let schema = &rear.name.schema;
