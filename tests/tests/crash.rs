@@ -30,6 +30,7 @@ async fn replay(database: &Database) -> Result<()> {
 /// Calls `sql` over and over until the crash point has struck.
 async fn until_struck(database: &Database, point: &str, action: &str, sql: &str, code: &[&str]) -> Result<()> {
     let deadline = Instant::now() + change::PATIENCE;
+    let witness = database.connect_as("postgres", "test:witness").await?;
     loop {
         let session = match database.connect_as("postgres", "test:crash").await {
             Ok(session) => session,
@@ -42,7 +43,7 @@ async fn until_struck(database: &Database, point: &str, action: &str, sql: &str,
         session.run(&format!("set migrator.crash_at = '{point}:{action}'")).await?;
         match session.rows(sql).await {
             Ok(_) => {}
-            Err(error) if code.contains(&error.code.as_str()) => return Ok(()),
+            Err(error) if code.contains(&error.code.as_str()) => break,
             // Much was written meanwhile, and an exchange does not replay that itself.
             Err(error) if error.code == "55006" => replay(database).await?,
             Err(error) if error.is_worth_retrying() => {}
@@ -51,6 +52,12 @@ async fn until_struck(database: &Database, point: &str, action: &str, sql: &str,
         ensure!(Instant::now() < deadline, "the crash point {point} is never passed by: {sql}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    // The server may still accept connections, until it has noticed: then it ends them all.
+    while action == "kill" && witness.run("select 1").await.is_ok() {
+        ensure!(Instant::now() < deadline, "the server did not notice that a backend died at {point}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
 }
 
 async fn a_backend_dies_at_every_point(server: Server) -> Result<()> {
