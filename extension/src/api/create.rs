@@ -1,10 +1,12 @@
 //! create_shadow and explain: the beginning of a change.
 
 use crate::api::arguments::RegClass;
+use crate::catalog::attempt::attempt;
 use crate::catalog::{role, settings};
 use crate::engine::shape::{self, Request, Session};
 use crate::engine::swap;
 use crate::raise::OrRaise;
+use migrator_core::failure::Failure;
 use pgrx::JsonB;
 use pgrx::prelude::*;
 
@@ -20,12 +22,26 @@ fn create_shadow(
     on_ready: default!(Option<&str>, "'wait'"),
 ) -> i64 {
     let request = request(relation, actions, transform, reverse, shadow, on_ready);
-    role::as_extension(|| {
-        let id = shape::create_shadow(&request?)?;
-        swap::foresee(id)?;
-        Ok(id)
+    with_a_way_on(|| {
+        role::as_extension(|| {
+            let id = shape::create_shadow(&request?)?;
+            swap::foresee(id)?;
+            Ok(id)
+        })
     })
     .or_raise()
+}
+
+/// What PostgreSQL itself refuses (a column that is not there, a type that does not exist) comes with its own words, but
+/// not with what that means here.
+fn with_a_way_on<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    attempt(work).map_err(|failure| Failure {
+        detail: failure.detail.or_else(|| Some("Nothing was changed.".to_owned())),
+        hint: failure.hint.or_else(|| {
+            Some("Correct that and call it again; migrator.explain with the same arguments tries it without leaving anything behind.".to_owned())
+        }),
+        ..failure
+    })
 }
 
 /// What create_shadow and the steps after it would do: each statement, its lock and for how long. Leaves nothing behind.
@@ -54,7 +70,7 @@ fn explain(
     ),
 > {
     let request = request(relation, actions, transform, reverse, shadow, None);
-    let rows = role::as_extension(|| request.and_then(|request| shape::explain(&request))).or_raise();
+    let rows = with_a_way_on(|| role::as_extension(|| request.and_then(|request| shape::explain(&request)))).or_raise();
     TableIterator::new((1..).zip(rows).map(|(ordinal, row)| {
         let shape::Row { step, object, statement, lock, held, rows, bytes, wal_bytes, seconds, note } = row;
         (ordinal, step.to_owned(), object, statement, lock, held, rows, bytes, wal_bytes, seconds, note)
@@ -68,7 +84,7 @@ fn request(
     reverse: Option<JsonB>,
     shadow: Option<RegClass>,
     on_ready: Option<&str>,
-) -> Result<Request, migrator_core::failure::Failure> {
+) -> Result<Request, Failure> {
     let object = |given: Option<JsonB>| given.map_or_else(|| serde_json::json!({}), |given| given.0);
     Ok(Request {
         relation: shape::given(relation.map(|relation| relation.0))?,
