@@ -302,6 +302,8 @@ comment on function migrator.version() is
 comment on function migrator._change_id(regclass, bigint) is
     'Internal: the id of the change that a table or an id names, after the check of the caller''s rights; for the procedures.';
 
+comment on table migrator.change is 'Internal: one row a change. Read migrator.status and migrator.history instead.';
+
 comment on column migrator.change.id is 'Id of the change; names its schemas and its key log.';
 comment on column migrator.change.kind is 'What is changed.';
 comment on column migrator.change.started_ms is 'Milliseconds since 1970 of its start, unique.';
