@@ -122,8 +122,8 @@ impl Worker {
                 none.insert(Store::open(&self.shared.target, &turn.name, Limits::Work).await?)
             }
         };
-        // A batch of the copy whose commit a crash takes back takes back its cursor too, and is done again. All else is
-        // committed as the server wants it, for people and programs go by it.
+        // A batch of the copy whose commit a crash takes back takes back its cursor too, and is done again. So does the step
+        // that ends the copy. All else is committed as the server wants it, for people and programs go by it.
         let relaxed = turn.name.starts_with("copy");
         if relaxed != self.relaxed {
             let setting = if relaxed { "set synchronous_commit = off" } else { "reset synchronous_commit" };

@@ -200,16 +200,15 @@ pub fn series<T>(
                 role::with_settings(&[("lock_timeout", &left.to_string())], || relation(*lock));
             }
             granted = true;
-            work()
+            // What the work itself still has to lock (a TOAST table, an index) is not waited for any longer either.
+            role::with_settings(&[("lock_timeout", &DEADLINE.as_millis().to_string())], &mut work)
         });
         match outcome {
             Ok(done) => return Ok(done),
             // Not the lock was missing: the work itself says that it is not the moment.
-            Err(failure) if granted && failure.code == code::LOCK_NOT_AVAILABLE => {
-                let hint = failure.hint.unwrap_or_else(|| "Call it again.".to_owned());
-                last = Failure::new(code::LOCK_NOT_AVAILABLE, format!("{what}: {}", failure.message))
-                    .detail("Nothing was changed, and no session waited longer than one attempt.")
-                    .hint(hint);
+            Err(failure) if granted && failure.code == code::LOCK_NOT_AVAILABLE && failure.hint.is_some() => {
+                last = Failure { message: format!("{what}: {}", failure.message), ..failure }
+                    .detail("Nothing was changed, and no session waited longer than one attempt.");
             }
             Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => {
                 pgrx::debug1!("migrator: attempt {number} ended: {}", failure.message);
@@ -222,23 +221,31 @@ pub fn series<T>(
     Err(last)
 }
 
-/// What a series of attempts begins with: SHARE UPDATE EXCLUSIVE on the tables, which stops no reader and no writer, and
+/// What a series of attempts begins with: SHARE UPDATE EXCLUSIVE on the tables, the one that the application uses first, which stops no reader and no writer, and
 /// keeps autovacuum away until the transaction ends. It is waited for longer than deadlock_timeout, at which a plain
 /// autovacuum gives way; without this it would be back between any two attempts. One against wraparound stays.
 pub fn settle(what: &str, tables: &[u32]) -> Result<(), Failure> {
     for (place, table) in tables.iter().enumerate() {
         // Whoever holds one lock and waits for another can close a circle, in which the other session may be ended. So only
         // the first table is waited for, and beyond it autovacuum, which asks for one table at a time.
-        if place > 0
+        let mut looks = if place > 0 { LOOKS } else { 0 };
+        while looks > 0
             && let Some(holder) = at_work(*table)?.filter(|holder| !holder.autovacuum)
         {
-            return Err(kept_out(what, &holder));
+            looks -= 1;
+            if looks == 0 {
+                return Err(kept_out(what, &holder));
+            }
+            pause(DEADLINE);
         }
         let wanted = Wanted { relation: *table, mode: Mode::ShareUpdateExclusive };
         patiently(what, wanted)?;
     }
     Ok(())
 }
+
+/// How often `settle` looks, without asking for the lock, whether a table has become free.
+const LOOKS: u32 = 40;
 
 /// Who works on a table under a lock that DDL, VACUUM and index builds take.
 #[derive(Debug, Deserialize)]
@@ -258,7 +265,7 @@ fn at_work(table: u32) -> Result<Option<Holder>, Failure> {
          from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid \
          where l.locktype = 'relation' and l.granted and l.pid is distinct from pg_catalog.pg_backend_pid() and l.relation = $1 \
            and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) \
-           and l.mode not in ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock') \
+           and l.mode in ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') \
          order by a.xact_start nulls first limit 1",
         &[pg_sys::Oid::from(table).into()],
     )
@@ -309,7 +316,7 @@ pub fn blockers(wanted: &[Wanted]) -> Result<Vec<Blocker>, Failure> {
                 else pg_catalog.format('session %s (%s, %s)', l.pid, coalesce(nullif(a.application_name, ''), a.usename), a.state) end as what, \
            coalesce(extract(epoch from pg_catalog.clock_timestamp() - a.xact_start), 0)::pg_catalog.float8 as seconds \
          from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid \
-         where l.locktype = 'relation' and l.granted and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) \
+         where l.locktype = 'relation' and l.granted and l.mode <> 'SIReadLock' and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) \
            and (l.pid is null or (l.pid <> pg_catalog.pg_backend_pid() and a.backend_type <> 'autovacuum worker' \
                 and a.xact_start < pg_catalog.clock_timestamp() - interval '50 ms' \
                 and (a.state like 'idle in transaction%' or a.xact_start < pg_catalog.clock_timestamp() - interval '1 s'))) \

@@ -96,9 +96,12 @@ fn next(change: Change) -> Result<Advanced, Failure> {
         return wait(&change, HOLD_MS, "paused");
     }
     if owner::changed(&change)? {
-        return alone(&change, |change| {
-            owner::follow(change)?;
-            step(change, "wait", 0)
+        return alone(&change, |change| match owner::follow(change) {
+            Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => {
+                load::note(change, Some(&failure.message))?;
+                wait(change, HOLD_MS, failure.message)
+            }
+            outcome => outcome.and_then(|()| step(change, "wait", 0)),
         });
     }
     let mut slow = None;
@@ -180,8 +183,8 @@ fn copying(change: &Change) -> Result<Advanced, Failure> {
             }
             sync::check_ground(change)?;
             let taken = reconcile::first(change)?;
-            if change.again()?.blocked.is_some() {
-                // So many rows do not fit that the rest was left in the log: no index can be built yet.
+            if taken.truncated || change.again()?.blocked.is_some() {
+                // So many rows do not fit, or another TRUNCATE came, that the rest was left in the log: no index can be built yet.
                 return step(change, "reconcile", taken.inserted);
             }
             spi::execute(
@@ -223,7 +226,7 @@ fn indexing(change: &Change) -> Result<Advanced, Failure> {
 fn catching_up(change: &mut Change) -> Result<Advanced, Failure> {
     sync::check_ground(change)?;
     let taken = reconcile::batch(change)?;
-    if taken.taken <= NEARLY && reconcile::backlog(change)? <= NEARLY {
+    if taken.taken <= NEARLY && !taken.truncated && reconcile::backlog(change)? <= NEARLY {
         verify::lay_out(change)?;
         change.set_state(State::Verifying)?;
     }
@@ -291,7 +294,7 @@ fn ready(change: &Change) -> Result<Advanced, Failure> {
 fn keep_in_step(change: &mut Change, rotate: bool) -> Result<Advanced, Failure> {
     sync::check_ground(change)?;
     let taken = reconcile::batch(change)?;
-    let mut done = if taken.taken > 0 {
+    let mut done = if taken.taken > 0 || taken.everything {
         // After a comparison of everything a swap would be invisible to each snapshot of now: not in this transaction.
         let few = taken.taken <= NEARLY && !taken.everything;
         Advanced { done: few, wait_ms: if few { TURN_MS } else { 0 }, ..step(change, "catch_up", taken.inserted)? }

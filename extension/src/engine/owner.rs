@@ -57,7 +57,7 @@ pub fn follow(change: &Change) -> Result<(), Failure> {
         statements.push(format!("alter table {} owner to {owner}", rear.name));
     }
     // A partitioned table's owner is not its partitions'.
-    for part in strangers(front.owner, &rear)? {
+    for part in strangers(front.owner, &rear)?.into_iter().filter(|part| part.oid != rear.oid) {
         lock::patiently(&what, Wanted { relation: part.oid, mode: Mode::AccessExclusive })?;
         statements.push(format!("alter table {} owner to {owner}", part.name));
     }
@@ -95,12 +95,11 @@ fn strangers(owner: u32, rear: &Relation) -> Result<Vec<Relation>, Failure> {
         return Ok(vec![]);
     }
     let parts: Vec<Part> = spi::fetch(
-        "select t.relid::pg_catalog.oid::pg_catalog.int8 as oid from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t \
-         where t.relid::pg_catalog.oid <> $1",
-        &[pgrx::pg_sys::Oid::from(rear.oid).into()],
+        "select c.oid::pg_catalog.int8 as oid from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t \
+         join pg_catalog.pg_class c on c.oid = t.relid where c.relowner <> $2",
+        &[pgrx::pg_sys::Oid::from(rear.oid).into(), pgrx::pg_sys::Oid::from(owner).into()],
     )?;
-    let parts: Vec<Relation> = parts.into_iter().map(|part| Relation::get(part.oid)).collect::<Result<_, _>>()?;
-    Ok(parts.into_iter().filter(|part| part.owner != owner).collect())
+    parts.into_iter().map(|part| Relation::get(part.oid)).collect()
 }
 
 fn there(table: &Name) -> Result<bool, Failure> {

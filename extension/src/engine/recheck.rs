@@ -25,7 +25,12 @@ pub fn whole(mut change: Change) -> Result<(i64, i64, i32), Failure> {
     owner::follow(&change)?;
     let mut differed = 0;
     for round in 1..=3 {
-        while reconcile::batch(&change)?.taken > 0 {}
+        loop {
+            let taken = reconcile::batch(&change)?;
+            if taken.taken == 0 && !taken.truncated {
+                break;
+            }
+        }
         if change.state != State::CatchingUp {
             change.set_state(State::CatchingUp)?;
         }

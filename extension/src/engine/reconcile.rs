@@ -31,7 +31,7 @@ pub struct Taken {
     pub deleted: i64,
     /// Rows put there.
     pub inserted: i64,
-    /// All rows have to be compared (a TRUNCATE, keys that could not be told), and that was not done yet.
+    /// All rows have to be compared (a TRUNCATE, keys that could not be told), and that was not done, or not to the end.
     pub truncated: bool,
     /// All rows were compared.
     pub everything: bool,
@@ -97,16 +97,13 @@ pub fn must_compare_all(change: &Change) -> Result<bool, Failure> {
 /// A row that moved may have been copied twice; its key is in the log, so both go and one comes.
 pub fn first(change: &Change) -> Result<Taken, Failure> {
     let segments = log::segments(change.id, change.direction());
-    let taken = match oldest(change, &segments)? {
-        Oldest::Unknown => everything(change, &segments)?,
-        Oldest::None if !truncated(change)? => Taken::default(),
-        Oldest::None | Oldest::At(..) => {
-            match timeout::unbounded(|| widening(change, &segments, Take::All { segments: &segments }, &[]))? {
-                taken if taken.truncated => everything(change, &segments)?,
-                taken => taken,
-            }
-        }
-    };
+    let mut taken = Taken { truncated: must_compare_all(change)?, ..Taken::default() };
+    if !taken.truncated && !matches!(oldest(change, &segments)?, Oldest::None) {
+        taken = timeout::unbounded(|| widening(change, &segments, Take::All { segments: &segments }, &[]))?;
+    }
+    if taken.truncated {
+        taken = everything(change, &segments)?;
+    }
     crash::point("first_reconcile");
     fence(change)?;
     Ok(taken)
@@ -158,8 +155,8 @@ fn everything(change: &Change, segments: &[Name]) -> Result<Taken, Failure> {
         outcome => outcome?,
     };
     fence(change)?;
-    // Another TRUNCATE may have come while keys were halved: its mark is still there, for the next call.
-    Ok(Taken { truncated: false, everything: true, ..taken })
+    // Another TRUNCATE may have come while keys were halved: then it says so, and the mark is still there for the next call.
+    Ok(Taken { everything: true, ..taken })
 }
 
 /// One statement in a subtransaction of its own.

@@ -96,12 +96,12 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
     let backup = Relation::find(change.live)?;
     let front = Relation::get(change.shadow)?;
     let what = format!("finish of table {} was not done", change.name().plain());
-    let logs = log::tables(change.id)?;
-    lock::settle(&what, &both(&backup, &front, &logs).iter().map(|wanted| wanted.relation).collect::<Vec<_>>())?;
+    let others = besides(&change, &backup)?;
+    lock::settle(&what, &to_settle(&backup, &front, &others))?;
     lock::series(
         &what,
         lock::ATTEMPTS,
-        || Ok(both(&backup, &front, &logs)),
+        || Ok(both(&backup, &front, &others)),
         || Ok(()),
         || {
             switch::switch_off(change.id, &front)?;
@@ -115,10 +115,33 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
 }
 
 /// The locks to end with: first on the table that goes, which somebody may be reading, so that nobody waits for the live one
-/// meanwhile; last on the log, which its writers lock after the table.
-fn both(rear: &Option<Relation>, front: &Relation, logs: &[u32]) -> Vec<Wanted> {
-    let tables = rear.iter().chain([front]).map(|table| table.oid).chain(logs.iter().copied());
+/// meanwhile; last on what goes with it.
+fn both(rear: &Option<Relation>, front: &Relation, others: &[u32]) -> Vec<Wanted> {
+    let tables = rear.iter().chain([front]).map(|table| table.oid).chain(others.iter().copied());
     tables.map(|relation| Wanted { relation, mode: Mode::AccessExclusive }).collect()
+}
+
+/// The same tables, the live one first.
+fn to_settle(rear: &Option<Relation>, front: &Relation, others: &[u32]) -> Vec<u32> {
+    [front].into_iter().chain(rear).map(|table| table.oid).chain(others.iter().copied()).collect()
+}
+
+/// What is dropped with the rear, and what autovacuum may be at by itself: its TOAST table; the logs, which writers lock
+/// after the table, and theirs.
+fn besides(change: &Change, rear: &Option<Relation>) -> Result<Vec<u32>, Failure> {
+    #[derive(Deserialize)]
+    struct Toast {
+        oid: u32,
+    }
+    let mut tables = log::tables(change.id)?;
+    let owners: Vec<i64> = tables.iter().copied().chain(rear.iter().map(|rear| rear.oid)).map(i64::from).collect();
+    let toast: Vec<Toast> = spi::fetch(
+        "select c.reltoastrelid::pg_catalog.int8 as oid from pg_catalog.pg_class c \
+         where c.oid::pg_catalog.int8 = any ($1) and c.reltoastrelid <> 0",
+        &[owners.into()],
+    )?;
+    tables.extend(toast.into_iter().map(|toast| toast.oid));
+    Ok(tables)
 }
 
 fn swap_call(change: &Change) -> String {
@@ -151,12 +174,12 @@ pub fn cancel(change: Change, dry_run: bool) -> Result<State, Failure> {
     match (&change.capture, Relation::find(change.live)?) {
         (Some(_), Some(live)) => {
             let what = format!("cancel of change {} of table {} was not done", change.id, change.name().plain());
-            let logs = log::tables(change.id)?;
-            lock::settle(&what, &both(&shadow, &live, &logs).iter().map(|wanted| wanted.relation).collect::<Vec<_>>())?;
+            let others = besides(&change, &shadow)?;
+            lock::settle(&what, &to_settle(&shadow, &live, &others))?;
             lock::series(
                 &what,
                 lock::ATTEMPTS,
-                || Ok(both(&shadow, &live, &logs)),
+                || Ok(both(&shadow, &live, &others)),
                 || Ok(()),
                 || {
                     switch::switch_off(change.id, &live)?;

@@ -100,7 +100,13 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
     }
     let names = held.iter().map(|change| change.name().plain()).collect::<Vec<_>>().join(", ");
     let what = format!("{} of {names} was not done", way.verb());
-    let tables: Vec<u32> = held.iter().flat_map(|change| [change.live, change.shadow]).collect();
+    let tables: Vec<u32> = held
+        .iter()
+        .flat_map(|change| match way {
+            Way::Swap => [change.live, change.shadow],
+            Way::Rollback => [change.shadow, change.live],
+        })
+        .collect();
     lock::settle(&what, &tables)?;
     let mut budget = rest::AT_MOST * 5;
     for change in &held {
@@ -166,7 +172,10 @@ pub fn exchange(changes: Vec<Change>, way: Way, wants: Wants) -> Result<Vec<Chan
             // All checks before the first move: moving one table rewrites foreign keys of another.
             let mut rows = vec![];
             for (change, ready) in held.iter().zip(prepared.borrow().iter()) {
-                let last = ready.rest.run(change).map_err(|failure| failure.hint(catch_up_first(change, way)))?;
+                let last = ready.rest.run(change).map_err(|failure| match failure.code.as_ref() {
+                    code::LOCK_NOT_AVAILABLE => failure.hint(catch_up_first(change, way)),
+                    _ => failure,
+                })?;
                 rows.push(ready.rows + last);
                 still_so(change, way, ready)?;
             }
@@ -226,7 +235,7 @@ fn catch_up_first(change: &Change, way: Way) -> String {
         return format!("Nobody replays them while the change is paused. Let it go on: {resume} Then call this again.");
     }
     format!(
-        "With an agent, call this again in a moment; without one, give both in one line: \
+        "With an agent, call this again in a moment; without one, give psql both in one line: \
          call migrator.prepare('{table}'); select * from migrator.{verb}('{table}');"
     )
 }
@@ -412,7 +421,8 @@ fn still_so(change: &Change, way: Way, ready: &Prepared) -> Result<(), Failure> 
         return Err(Failure::new(
             code::LOCK_NOT_AVAILABLE,
             "what hangs on the table changed while the lock was waited for",
-        ));
+        )
+        .hint("Call it again."));
     }
     Ok(())
 }
