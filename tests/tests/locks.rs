@@ -15,6 +15,7 @@ for_each_server!(
     a_long_build_blinds_nobody,
     a_swap_beside_an_index_build_of_the_table,
     an_end_behind_readers_of_the_other_table,
+    serializable_readers_are_in_nobodys_way,
     a_log_is_given_back_without_a_writer_waiting,
 );
 for_oldest_and_newest_server!(
@@ -457,5 +458,27 @@ async fn a_log_is_given_back_without_a_writer_waiting(server: Server) -> Result<
         tokio::time::sleep(advance.wait.min(Duration::from_millis(100))).await;
     }
     change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+/// What SERIALIZABLE transactions have read is noted in pg_locks as well, even after their end. It keeps nobody out.
+async fn serializable_readers_are_in_nobodys_way(server: Server) -> Result<()> {
+    let (database, session) = busy(&server).await?;
+    let change = Change::create(&database, "public.busy", "alter column v type bigint").await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    change.until_in_step().await?;
+    // As long as this one is open, what the other has read counts.
+    let open = database.connect_as("postgres", "serializable").await?;
+    open.run("begin isolation level serializable; select count(*) from pg_class").await?;
+    let reader = database.connect_as("postgres", "serializable").await?;
+    reader.run("begin isolation level serializable; select count(*) from busy; commit").await?;
+    let noted = "select count(*) from pg_locks where locktype = 'relation' and relation = 'busy'::regclass and mode = 'SIReadLock'";
+    ensure!(session.number(noted).await? > 0, "nothing is noted: this tests nothing");
+    let row = session.row("select * from migrator.rollback('busy')").await?;
+    ensure!(row[2] == "t", "{row:?}");
+    open.run("commit").await?;
+    change.until_ready().await?;
+    change.cancel().await?;
     nothing_left_behind(&database).await
 }
