@@ -4,7 +4,6 @@
 use migrator_tests::left_behind::nothing_left_behind;
 use migrator_tests::program::{self, agent, postgresql};
 use migrator_tests::same_rows::{fingerprint, same_rows};
-use migrator_tests::servers::target;
 use migrator_tests::*;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -128,8 +127,8 @@ async fn libraries(server: &Server) -> Result<PathBuf> {
 
 /// What the guide says of it: doctor tells beforehand, writes fail once it is promoted, and the files alone mend that.
 async fn a_standby_without_the_library(server: Server) -> Result<()> {
-    let beside = target().join("test-servers");
-    std::fs::create_dir_all(&beside)?;
+    // Where the server's user can reach it.
+    let beside = root(&server)?.parent().context("an installation lies in a folder")?;
     let folder = tempfile::Builder::new().prefix("bare.").tempdir_in(beside)?;
     let bare = folder.path().join(format!("pg{}", server.major));
     let copied = tokio::process::Command::new("cp").arg("-al").arg(root(&server)?).arg(&bare).status().await?;
