@@ -4,7 +4,7 @@ use migrator_tests::left_behind::nothing_left_behind;
 use migrator_tests::program::{AlembicProject, python};
 use migrator_tests::*;
 
-for_each_server!(a_change_begun_by_a_migration, a_migration_that_fails_takes_the_change_back);
+for_oldest_and_newest_server!(a_change_begun_by_a_migration, a_migration_that_fails_takes_the_change_back);
 
 const BEGIN: &str = r#"
 revision, down_revision = "0001", None

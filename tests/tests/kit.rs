@@ -5,10 +5,10 @@ use migrator_tests::story::seconds;
 use migrator_tests::*;
 use std::time::Duration;
 
-for_each_server!(
+for_oldest_and_newest_server!(
     a_ledger_agrees_with_tables_that_nobody_changes,
     a_ledger_notices_a_wrong_row,
-    a_ledger_outlives_crashes
+    a_ledger_outlives_crashes,
 );
 
 async fn a_ledger_agrees_with_tables_that_nobody_changes(server: Server) -> Result<()> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-for_each_server!(clients_of_a_session_pool, clients_of_a_transaction_pool);
+for_oldest_and_newest_server!(clients_of_a_session_pool, clients_of_a_transaction_pool);
 
 async fn clients_of_a_session_pool(server: Server) -> Result<()> {
     clients(server, "session").await
