@@ -35,13 +35,6 @@ def of_cargo(text: str) -> Counts:
     return counts
 
 
-def of_outside(text: str) -> Counts:
-    """`cargo test` of the tests from outside: those that it ignores are for `make test-full`, and not skipped."""
-    counts = of_cargo(text)
-    counts.skipped = []
-    return counts
-
-
 def of_nextest(text: str) -> Counts:
     """`cargo nextest run`: one summary. Its `skipped` is left alone: it means tests that a name left out as well."""
     text = COLOUR.sub("", text)

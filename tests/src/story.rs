@@ -60,46 +60,39 @@ pub fn seconds(short: u64, long: u64) -> Duration {
     Duration::from_secs(given.unwrap_or(if full { long } else { short }))
 }
 
+/// One story on one version of PostgreSQL: a test inside a module of the story's name.
+#[macro_export]
+macro_rules! story_on {
+    ($name:ident, $test:ident, $major:literal) => {
+        #[test]
+        fn $test() -> Result<(), $crate::story::Failed> {
+            $crate::story::run(stringify!($name), $major, super::$name)
+        }
+    };
+}
+
 /// Turns each async function named, taking a [`Server`] and returning a [`Result`](crate::Result), into one test for each version of PostgreSQL.
 #[macro_export]
 macro_rules! for_each_server {
     ($($name:ident),+ $(,)?) => { $(
         mod $name {
-            #[test]
-            fn pg15() -> Result<(), $crate::story::Failed> {
-                $crate::story::run(stringify!($name), 15, super::$name)
-            }
-            #[test]
-            fn pg16() -> Result<(), $crate::story::Failed> {
-                $crate::story::run(stringify!($name), 16, super::$name)
-            }
-            #[test]
-            fn pg18() -> Result<(), $crate::story::Failed> {
-                $crate::story::run(stringify!($name), 18, super::$name)
-            }
+            $crate::story_on!($name, pg15, 15);
+            $crate::story_on!($name, pg16, 16);
+            $crate::story_on!($name, pg18, 18);
         }
     )+ };
 }
 
-/// The same on the oldest and the newest version only, for tests that take long and depend little on what lies between;
-/// `make test-full` runs them on all.
+/// The same on the oldest and the newest version only, for tests that take long and depend little on what lies between.
+/// With the feature `full`, which `make test-full` switches on, they are tests for each version like all others.
 #[macro_export]
 macro_rules! for_oldest_and_newest_server {
     ($($name:ident),+ $(,)?) => { $(
         mod $name {
-            #[test]
-            fn pg15() -> Result<(), $crate::story::Failed> {
-                $crate::story::run(stringify!($name), 15, super::$name)
-            }
-            #[test]
-            #[ignore = "make test-full"]
-            fn pg16() -> Result<(), $crate::story::Failed> {
-                $crate::story::run(stringify!($name), 16, super::$name)
-            }
-            #[test]
-            fn pg18() -> Result<(), $crate::story::Failed> {
-                $crate::story::run(stringify!($name), 18, super::$name)
-            }
+            $crate::story_on!($name, pg15, 15);
+            #[cfg(feature = "full")]
+            $crate::story_on!($name, pg16, 16);
+            $crate::story_on!($name, pg18, 18);
         }
     )+ };
 }
