@@ -7,6 +7,7 @@
 pub mod alter;
 pub mod batch;
 pub mod columns;
+pub mod deadline;
 pub mod dependant;
 pub mod failure;
 pub mod ident;

@@ -25,6 +25,23 @@ pub struct Seen {
     pub longest: Duration,
 }
 
+impl Seen {
+    /// A line of pgbench's log: client, number, latency in µs, script, seconds, µs [, lag behind schedule in µs].
+    ///
+    /// A transaction that ended with 40001 or 40P01 does not abort its client: since version 15 its latency reads `failed`.
+    fn add(&mut self, line: &str) {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let Some(latency) = fields.get(2).filter(|text| !text.is_empty()) else { return };
+        let Ok(latency) = latency.parse::<u64>() else {
+            self.failed += 1;
+            return;
+        };
+        let lag = fields.get(6).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        self.transactions += 1;
+        self.longest = self.longest.max(Duration::from_micros(latency.saturating_sub(lag)));
+    }
+}
+
 impl Traffic {
     /// Fills the tables of pgbench: 100,000 accounts for each unit of scale.
     pub async fn fill(database: &Database, scale: u32) -> Result<()> {
@@ -64,25 +81,32 @@ impl Traffic {
         self.child.start_kill()?;
         self.child.wait().await?;
         let errors = std::fs::read_to_string(self.logs.join("errors"))?;
-        let failed = errors.lines().filter(|line| line.contains("aborted")).count() as u64;
-        let mut seen = Seen { transactions: 0, failed, longest: Duration::ZERO };
+        let aborted = errors.lines().filter(|line| line.contains("aborted")).count() as u64;
+        let mut seen = Seen { transactions: 0, failed: aborted, longest: Duration::ZERO };
         for entry in std::fs::read_dir(&self.logs)? {
             let path = entry?.path();
             if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("log")) {
                 for line in std::fs::read_to_string(&path)?.lines() {
-                    // client, number, latency in µs, script, seconds, µs [, lag behind schedule in µs]
-                    let fields: Vec<&str> = line.split(' ').collect();
-                    let latency = fields.get(2).and_then(|text| text.parse::<u64>().ok());
-                    let lag = fields.get(6).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-                    if let Some(latency) = latency {
-                        seen.transactions += 1;
-                        seen.longest = seen.longest.max(Duration::from_micros(latency.saturating_sub(lag)));
-                    }
+                    seen.add(line);
                 }
             }
         }
-        ensure!(ended_early.is_none() || failed > 0, "pgbench ended by itself:\n{errors}");
+        ensure!(ended_early.is_none() || seen.failed > 0, "pgbench ended by itself:\n{errors}");
         std::fs::remove_dir_all(&self.logs)?;
         Ok(seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_that_was_given_up_is_a_failed_one() {
+        let mut seen = Seen { transactions: 0, failed: 0, longest: Duration::ZERO };
+        for line in ["0 1 1500 0 1700000000 1 500", "0 2 failed 0 1700000000 2", "1 1 700 1 1700000000 3", "1 2"] {
+            seen.add(line);
+        }
+        assert_eq!((seen.transactions, seen.failed, seen.longest), (2, 1, Duration::from_micros(1000)));
     }
 }

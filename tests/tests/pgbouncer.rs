@@ -2,7 +2,7 @@
 
 use migrator_tests::cluster::as_server_user;
 use migrator_tests::left_behind::nothing_left_behind;
-use migrator_tests::program::find;
+use migrator_tests::program::{self, find};
 use migrator_tests::*;
 use std::net::TcpListener;
 use std::process::Stdio;
@@ -116,10 +116,53 @@ async fn clients(server: Server, mode: &'static str) -> Result<()> {
     }
     driver.stop().await?;
     change.finish().await?;
+    calls_of_ours(&bouncer, &database).await?;
+    if mode == "session" {
+        the_agent(&bouncer, &database).await?;
+    }
     let sum = session.number("select sum(n) from counted").await?;
     ensure!(sum as u64 == done.load(Ordering::Relaxed), "{sum} updates are there of {}", done.load(Ordering::Relaxed));
     ensure!(sum > 20, "the clients hardly did anything");
     bouncer.child.start_kill()?;
     bouncer.child.wait().await?;
     nothing_left_behind(&database).await
+}
+
+/// A whole change, each of its calls through the pooler: in psql's manner, one statement at a time.
+async fn calls_of_ours(bouncer: &Bouncer, database: &Database) -> Result<()> {
+    let client = connect(bouncer, database).await?;
+    let change = client.value("select migrator.create_shadow('public.counted', 'add column x text')").await?;
+    let calls = [
+        ("call migrator.prepare('public.counted')".to_owned(), "ready"),
+        ("select * from migrator.swap('public.counted')".to_owned(), "swapped"),
+        ("select * from migrator.rollback('public.counted')".to_owned(), "catching_up"),
+        (format!("call migrator.prepare(change => {change})"), "ready"),
+        ("select * from migrator.swap()".to_owned(), "swapped"),
+        ("select migrator.finish('public.counted')".to_owned(), "finished"),
+    ];
+    for (call, state) in calls {
+        client.run(&call).await?;
+        let is = client.value(&format!("select phase from migrator.history where change = {change}")).await?;
+        ensure!(is == state, "after {call}: {is}, not {state}");
+    }
+    client.value("select count(x) from public.counted").await?;
+    Ok(())
+}
+
+/// The agent behind a pooler of sessions.
+async fn the_agent(bouncer: &Bouncer, database: &Database) -> Result<()> {
+    let actions = "alter column n type bigint";
+    let commands: [&[&str]; 4] = [
+        &["alter", "public.counted", actions, "--strategy", "shadow", "--swap"],
+        &["rollback", "public.counted"],
+        &["prepare", "public.counted"],
+        &["cancel", "public.counted"],
+    ];
+    for command in commands {
+        let mut program = program::agent(database)?;
+        program.env("PGHOST", "127.0.0.1").env("PGPORT", bouncer.port.to_string()).env("PGPASSWORD", "any");
+        let outcome = program::run(program.env("PGUSER", "postgres").args(command)).await?;
+        outcome.fine().with_context(|| format!("migrator {} through the pooler", command.join(" ")))?;
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! What the README and the guide tell people to type works as it stands there.
 //!
-//! A block is marked by `<!-- test: name-1 -->` on the line before it. Blocks whose names differ only in their number
+//! A block is marked by `<!-- test: name-1 -->` on the line before it, or by `<!-- test: name-1 shows: text -->`, where the text
+//! is part of what comes of it, blanks taken together. Blocks whose names differ only in their number
 //! are run one after the other in one database: SQL by psql, sh by bash, Python as a migration of Alembic.
 
 use migrator_tests::program::{self, agent, migrator, postgresql};
@@ -13,7 +14,17 @@ for_oldest_and_newest_server!(marked_blocks_work);
 struct Block {
     language: String,
     text: String,
+    shows: Option<String>,
     place: String,
+}
+
+impl Block {
+    fn check(&self, printed: &str) -> Result<()> {
+        let printed = printed.split_whitespace().collect::<Vec<_>>().join(" ");
+        let shown = self.shows.as_ref().is_none_or(|shows| printed.contains(shows));
+        ensure!(shown, "{}: {:?} is not in what it printed: {printed}", self.place, self.shows);
+        Ok(())
+    }
 }
 
 /// The marked blocks of a document, by story, in its order.
@@ -25,13 +36,17 @@ fn blocks(name: &str) -> Result<Vec<(String, Vec<Block>)>> {
         let Some(mark) = line.trim().strip_prefix("<!-- test: ").and_then(|rest| rest.strip_suffix(" -->")) else {
             continue;
         };
+        let (mark, shows) = match mark.split_once(" shows: ") {
+            Some((mark, shows)) => (mark, Some(shows.to_owned())),
+            None => (mark, None),
+        };
         let (_, fence) = lines.next().context("a mark at the end of the document")?;
         let language =
             fence.trim().strip_prefix("```").with_context(|| format!("{name}:{number}: no block after the mark"))?;
         let body: Vec<&str> = lines.by_ref().map(|(_, line)| line).take_while(|line| line.trim() != "```").collect();
         let story = mark.rsplit_once('-').map_or(mark, |(story, _)| story);
         let place = format!("{name}:{} ({mark})", number + 1);
-        let block = Block { language: language.to_owned(), text: body.join("\n"), place };
+        let block = Block { language: language.to_owned(), text: body.join("\n"), shows, place };
         match stories.iter_mut().find(|(told, _)| told == story) {
             Some((_, blocks)) => blocks.push(block),
             None => stories.push((story.to_owned(), vec![block])),
@@ -97,8 +112,7 @@ async fn sql(database: &Database, block: &Block) -> Result<()> {
     std::fs::write(file.path(), &block.text)?;
     let mut command = postgresql(database, "psql");
     command.args(["-X", "-v", "ON_ERROR_STOP=1", "-f"]).arg(file.path());
-    program::run(&mut command).await?.fine().with_context(|| block.place.clone())?;
-    Ok(())
+    block.check(&program::run(&mut command).await?.fine().with_context(|| block.place.clone())?)
 }
 
 async fn shell(database: &Database, block: &Block) -> Result<()> {
@@ -108,8 +122,7 @@ async fn shell(database: &Database, block: &Block) -> Result<()> {
         .args(["-euc", &block.text])
         .envs(database.environment())
         .env("PATH", format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default()));
-    program::run(&mut command).await?.fine().with_context(|| block.place.clone())?;
-    Ok(())
+    block.check(&program::run(&mut command).await?.fine().with_context(|| block.place.clone())?)
 }
 
 async fn alembic(database: &Database, story: &str, migrations: &[&Block]) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Locks: on a change (whose turn it is) and on users' tables (never long, never in the way).
 
 use crate::catalog::{attempt::attempt, role, spi};
+use migrator_core::deadline::Deadline;
 use migrator_core::failure::{Failure, code};
 use pgrx::pg_sys;
 use serde::Deserialize;
@@ -161,9 +162,8 @@ pub struct Blocker {
 
 /// Takes all locks in order and runs `work` under them, within a series of short attempts.
 ///
-/// Each attempt is a subtransaction with ONE deadline from the first lock asked for to the last granted
-/// (`lock_timeout` alone counts each lock anew, so that five tables could make a reader wait five times as
-/// long). Before each, whoever holds a conflicting lock for longer than the deadline is looked for, so that
+/// Each attempt is a subtransaction with ONE deadline from the first lock asked for to the last granted (see
+/// [`Deadline`]). Before each, whoever holds a conflicting lock for longer than the deadline is looked for, so that
 /// we do not even queue behind a transaction that will not be over in time. Between attempts `between` runs
 /// (it drains the key log). An attempt whose `work` fails with 55P03 counts as an attempt; any other failure ends the series.
 pub fn series<T>(
@@ -191,12 +191,11 @@ pub fn series<T>(
         }
         let mut granted = false;
         let outcome = attempt(|| {
-            let deadline = Instant::now() + DEADLINE;
+            let deadline = Deadline::after(Instant::now(), DEADLINE);
             for lock in &wanted {
-                let left = deadline.saturating_duration_since(Instant::now()).as_millis();
-                if left == 0 {
+                let Some(left) = deadline.lock_timeout(Instant::now()) else {
                     return Err(Failure::new(code::LOCK_NOT_AVAILABLE, "the deadline of the attempt has passed"));
-                }
+                };
                 role::with_settings(&[("lock_timeout", &left.to_string())], || relation(*lock));
             }
             granted = true;
