@@ -39,6 +39,24 @@ pub enum Bad {
         /// The system's words.
         reason: String,
     },
+    /// Certificates are to be checked, and there is nothing to check them against.
+    #[error(
+        "root certificate file {path} does not exist: provide it, use the system's authorities with \
+         sslrootcert=system, or choose an sslmode that does not check the server's certificate"
+    )]
+    NoRoots {
+        /// Where it was looked for.
+        path: String,
+    },
+    /// libpq would look into it.
+    #[error(
+        "there is a list of revoked certificates, {path}, and this program cannot read it: move it away, or use the \
+         system's authorities with sslrootcert=system"
+    )]
+    RevocationList {
+        /// Where it is.
+        path: String,
+    },
     /// A combination that libpq refuses as well.
     #[error("{0}")]
     Together(&'static str),

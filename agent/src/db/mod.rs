@@ -3,6 +3,7 @@
 
 pub mod certificate;
 pub mod conninfo;
+pub mod host_name;
 pub mod keyword;
 pub mod passfile;
 pub mod redact;
@@ -13,6 +14,7 @@ pub mod target;
 pub mod tls;
 pub mod trouble;
 pub mod uri;
+pub mod version_one;
 
 pub use redact::{Secret, redact};
 pub use session::{Canceller, Limits, Session};

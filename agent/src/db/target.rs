@@ -4,7 +4,7 @@
 use super::conninfo::{self, Bad, Settings};
 use super::keyword::{KEYWORDS, Regard};
 use super::passfile::{self, Wanted};
-use super::tls::{Negotiation, SslMode, Tls};
+use super::tls::{Negotiation, Roots, SslMode, Tls};
 use super::{Secret, Surroundings, servicefile};
 use std::fmt;
 use std::net::IpAddr;
@@ -84,6 +84,7 @@ impl Target {
         let user = get("user").map(str::to_owned).or_else(|| around.user.clone());
         let user = user.ok_or(Bad::Together("no user was given and the operating system names none"))?;
         let dbname = get("dbname").unwrap_or(&user).to_owned();
+        let tls = tls(&settings, around)?;
         let mut servers = servers(&settings, around)?;
         let passfile = get("passfile").map(PathBuf::from).or_else(|| around.at_home(".pgpass"));
         for server in &mut servers {
@@ -95,7 +96,10 @@ impl Target {
                 }),
             };
         }
-        let tls = tls(&settings, around)?;
+        let unnamed = settings.get("host").is_none_or(|hosts| hosts.split(',').any(|host| host.trim().is_empty()));
+        if tls.mode == SslMode::VerifyFull && unnamed && settings.contains_key("hostaddr") {
+            return Err(Bad::Together("sslmode verify-full checks a name: give each hostaddr a host as well"));
+        }
         tls.attempts(servers.iter().all(|server| matches!(server.place, Place::Unix(_))))?;
         let seconds = |name| Ok(number(&settings, name)?.map(Duration::from_secs));
         Ok(Target {
@@ -155,6 +159,11 @@ fn complete(mut settings: Settings, around: &Surroundings) -> Result<Settings, B
         }
     }
     settings.retain(|_, value| !value.is_empty());
+    // Older than sslmode, and libpq still obeys it where there is none.
+    if !settings.contains_key("sslmode") && around.variable("PGREQUIRESSL").is_some_and(|value| value.starts_with('1'))
+    {
+        conninfo::put(&mut settings, "sslmode", "require".to_owned())?;
+    }
     Ok(settings)
 }
 
@@ -230,19 +239,21 @@ fn tls(settings: &Settings, around: &Surroundings) -> Result<Tls, Bad> {
         "direct" => return Err(Bad::Together("weak sslmode may not be used with sslnegotiation=direct (use require)")),
         _ => return Err(Bad::Value { name: "sslnegotiation", expected: "postgres or direct" }),
     };
+    // Whether the files are there is looked up when they are needed.
     let default = |name: &str| around.at_home(".postgresql").map(|folder| folder.join(name));
-    let existing = |path: Option<PathBuf>| path.filter(|path| path.exists());
+    let given = |name: &str| get(name).map(PathBuf::from);
     Ok(Tls {
         mode,
         negotiation,
-        system_roots: system,
-        root_file: match get("sslrootcert") {
-            _ if system => None,
-            Some(path) => Some(PathBuf::from(path)),
-            None => existing(default("root.crt")),
+        roots: match given("sslrootcert").or_else(|| default("root.crt")) {
+            _ if system => Roots::System,
+            Some(path) => Roots::File(path),
+            None => Roots::Nowhere,
         },
-        certificate: get("sslcert").map(PathBuf::from).or_else(|| existing(default("postgresql.crt"))),
-        key: get("sslkey").map(PathBuf::from).or_else(|| default("postgresql.key")),
+        revoked: default("root.crl"),
+        certificate: given("sslcert").or_else(|| default("postgresql.crt")),
+        key: given("sslkey").or_else(|| default("postgresql.key")),
+        server_name: get("sslsni").is_none_or(|value| value.starts_with('1')),
     })
 }
 
@@ -364,13 +375,24 @@ mod tests {
         assert!(tls("host=db sslmode=verify-ca", &[]).is_err(), "nobody to trust");
         assert!(tls("host=/run sslmode=verify-ca", &[]).is_ok(), "a socket needs nobody");
         assert_eq!(tls("", &[]).unwrap().mode, SslMode::Prefer);
-        assert_eq!(tls("sslrootcert=/r", &[("PGSSLMODE", "verify-ca")]).unwrap().mode, SslMode::VerifyCa);
+        let ca = format!("sslrootcert='{}'", std::env::current_exe().unwrap().display());
+        assert_eq!(tls(&ca, &[("PGSSLMODE", "verify-ca")]).unwrap().mode, SslMode::VerifyCa);
         assert_eq!(tls("sslmode=disable", &[("PGSSLMODE", "require")]).unwrap().mode, SslMode::Disable);
         assert_eq!(tls("sslrootcert=system", &[]).unwrap().mode, SslMode::VerifyFull);
         assert!(tls("sslrootcert=system sslmode=require", &[]).is_err());
         assert!(tls("sslmode=maybe", &[]).is_err());
         assert!(tls("sslnegotiation=direct", &[]).is_err());
-        assert_eq!(tls("", &[("PGSSLROOTCERT", "/r")]).unwrap().root_file, Some(PathBuf::from("/r")));
-        assert_eq!(tls("", &[("HOME", "/nowhere")]).unwrap().root_file, None, "a default file counts where it exists");
+        assert!(tls("hostaddr=127.0.0.1 sslrootcert=system", &[]).is_err(), "no name to check");
+        assert!(tls("host=db hostaddr=127.0.0.1 sslrootcert=system", &[]).is_ok());
+        assert!(tls("sslcrl=/list", &[]).is_err() && tls("", &[("PGSSLCRLDIR", "/lists")]).is_err());
+        assert_eq!(tls("", &[("PGREQUIRESSL", "1")]).unwrap().mode, SslMode::Require);
+        assert_eq!(tls("", &[("PGREQUIRESSL", "1"), ("PGSSLMODE", "disable")]).unwrap().mode, SslMode::Disable);
+        assert!(!tls("sslsni=0", &[]).unwrap().server_name && tls("", &[]).unwrap().server_name);
+        assert_eq!(tls("", &[("PGSSLROOTCERT", "/r")]).unwrap().roots, Roots::File(PathBuf::from("/r")));
+        assert_eq!(tls("", &[]).unwrap().roots, Roots::Nowhere);
+        let home = PathBuf::from("/nowhere/.postgresql/root.crt");
+        assert_eq!(tls("", &[("HOME", "/nowhere")]).unwrap().roots, Roots::File(home));
+        let refused = tls("host=db sslmode=verify-full sslrootcert=/nowhere/ca", &[]).unwrap_err().to_string();
+        assert!(refused.contains("/nowhere/ca") && refused.contains("sslrootcert=system"), "{refused}");
     }
 }

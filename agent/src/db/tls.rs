@@ -7,6 +7,8 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -59,14 +61,27 @@ pub struct Tls {
     pub mode: SslMode,
     /// How it begins.
     pub negotiation: Negotiation,
-    /// Whether the system's authorities are the trusted ones.
-    pub system_roots: bool,
-    /// A file of trusted authorities.
-    pub root_file: Option<PathBuf>,
-    /// This client's certificate.
+    /// Whose word about the server's certificate counts.
+    pub roots: Roots,
+    /// Where libpq looks for a list of revoked certificates by itself.
+    pub revoked: Option<PathBuf>,
+    /// Where this client's certificate is, if it has one.
     pub certificate: Option<PathBuf>,
-    /// Its key.
+    /// Where its key is.
     pub key: Option<PathBuf>,
+    /// Whether the server is told under which name it was asked for, before anything is encrypted.
+    pub server_name: bool,
+}
+
+/// Where the trusted authorities are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Roots {
+    /// The operating system's.
+    System,
+    /// In this file. One that is not there trusts nobody.
+    File(PathBuf),
+    /// There is not even a home to look in.
+    Nowhere,
 }
 
 /// What is demanded of the server's certificate.
@@ -93,25 +108,39 @@ pub enum Attempt {
 
 impl Tls {
     /// What to try, in this order. A socket is never encrypted, whatever the mode. As in libpq, a file of authorities
-    /// makes the weaker modes check against it too.
+    /// makes the weaker modes check against it too, and whether it is there is looked up for each connection.
     pub fn attempts(&self, on_a_socket: bool) -> Result<Vec<Attempt>, Bad> {
-        let trust = if self.root_file.is_some() || self.system_roots { Trust::Authority } else { Trust::Anyone };
-        if on_a_socket {
+        if on_a_socket || self.mode == SslMode::Disable {
             return Ok(vec![Attempt::Plain]);
+        }
+        let trust = match &self.roots {
+            Roots::System => Trust::Authority,
+            Roots::File(path) if path.exists() => Trust::Authority,
+            Roots::File(_) | Roots::Nowhere => Trust::Anyone,
+        };
+        // libpq reads it whenever it reads a file of authorities.
+        let revoked = self.revoked.as_deref().filter(|path| path.exists());
+        if let (Roots::File(_), Trust::Authority, Some(list)) = (&self.roots, trust, revoked) {
+            return Err(Bad::RevocationList { path: list.display().to_string() });
         }
         Ok(match self.mode {
             SslMode::Disable => vec![Attempt::Plain],
             SslMode::Allow => vec![Attempt::Plain, Attempt::Encrypted(trust)],
             SslMode::Prefer => vec![Attempt::IfOffered(trust), Attempt::Plain],
             SslMode::Require => vec![Attempt::Encrypted(trust)],
-            SslMode::VerifyCa | SslMode::VerifyFull if trust == Trust::Anyone => {
-                return Err(Bad::Together(
-                    "sslmode verify-ca and verify-full need sslrootcert, ~/.postgresql/root.crt or sslrootcert=system",
-                ));
-            }
+            SslMode::VerifyCa | SslMode::VerifyFull if trust == Trust::Anyone => return Err(self.nobody_to_trust()),
             SslMode::VerifyCa => vec![Attempt::Encrypted(Trust::Authority)],
             SslMode::VerifyFull => vec![Attempt::Encrypted(Trust::Host)],
         })
+    }
+
+    fn nobody_to_trust(&self) -> Bad {
+        match &self.roots {
+            Roots::File(path) => Bad::NoRoots { path: path.display().to_string() },
+            Roots::System | Roots::Nowhere => Bad::Together(
+                "sslmode verify-ca and verify-full need sslrootcert, and there is no home directory with .postgresql/root.crt",
+            ),
+        }
     }
 
     /// A connector that demands this much.
@@ -131,22 +160,28 @@ impl Tls {
         if self.negotiation == Negotiation::Direct {
             config.alpn_protocols = vec![b"postgresql".to_vec()];
         }
+        config.enable_sni = self.server_name;
         Ok(MakeRustlsConnect::new(config))
     }
 
-    /// The server judges it, so it is not parsed here: OpenSSL makes certificates of version 1 too.
+    /// None where the file is not there: as in libpq, the server says whether it insists on one. The server judges it too,
+    /// so it is not parsed here: OpenSSL makes certificates of version 1.
     fn own_certificate(&self, provider: &CryptoProvider) -> Result<Option<CertifiedKey>, Bad> {
         let Some(path) = &self.certificate else { return Ok(None) };
+        match path.metadata() {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+            Err(error) => return Err(unreadable("client certificate", path, &error)),
+            Ok(_) => {}
+        }
         let chain = certificates("client certificate", path)?;
-        let key = self.key.as_deref().ok_or(Bad::Together("sslcert is given without sslkey"))?;
-        let unusable = |error: &dyn std::fmt::Display| unreadable("client key", key, error);
-        let pem = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(&error))?;
-        let key = provider.key_provider.load_private_key(pem).map_err(|error| unusable(&error))?;
+        let key = self.key.as_deref().ok_or(Bad::Together("there is a client certificate, but no sslkey"))?;
+        let key = provider.key_provider.load_private_key(private_key(key)?);
+        let key = key.map_err(|error| unreadable("client key", self.key.as_deref().unwrap_or(path), &error))?;
         Ok(Some(CertifiedKey::new(chain, key)))
     }
 
     fn trusted(&self) -> Result<Vec<CertificateDer<'static>>, Bad> {
-        if let Some(path) = &self.root_file {
+        if let Roots::File(path) = &self.roots {
             return certificates("root certificate file", path);
         }
         let found = rustls_native_certs::load_native_certs();
@@ -155,6 +190,24 @@ impl Tls {
         }
         Ok(found.certs)
     }
+}
+
+/// A private key, in PEM or DER, from a file that nobody else can read: libpq uses no other.
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Bad> {
+    let unusable = |why: &dyn std::fmt::Display| unreadable("client key", path, why);
+    let about = path.metadata().map_err(|error| unusable(&error))?;
+    if !about.is_file() {
+        return Err(unusable(&"it is not a regular file"));
+    }
+    // Of root's own files the group may read, as with certificates of the whole system.
+    let forbidden = if about.uid() == 0 { 0o037 } else { 0o077 };
+    if about.mode() & forbidden != 0 {
+        return Err(unusable(&"group or others have access to it; chmod 600 takes it away"));
+    }
+    PrivateKeyDer::from_pem_file(path).or_else(|error| {
+        let der = std::fs::read(path).ok().and_then(|bytes| PrivateKeyDer::try_from(bytes).ok());
+        der.ok_or_else(|| unusable(&error))
+    })
 }
 
 fn unreadable(what: &'static str, path: &Path, error: &dyn std::fmt::Display) -> Bad {
@@ -176,20 +229,16 @@ mod tests {
     use Attempt::{Encrypted, IfOffered, Plain};
     use Trust::{Anyone, Authority, Host};
 
+    fn tls(mode: SslMode, roots: Roots) -> Tls {
+        let negotiation = Negotiation::Postgres;
+        Tls { mode, negotiation, roots, revoked: None, certificate: None, key: None, server_name: true }
+    }
+
     #[test]
     fn what_each_mode_tries() {
-        let attempts = |mode, root: bool| {
-            let tls = Tls {
-                mode,
-                negotiation: Negotiation::Postgres,
-                system_roots: false,
-                root_file: root.then(|| PathBuf::from("/root.crt")),
-                certificate: None,
-                key: None,
-            };
-            assert_eq!(tls.attempts(true), Ok(vec![Plain]), "a socket is never encrypted");
-            tls.attempts(false)
-        };
+        // Any file that exists will do: what is in it counts only when it is read.
+        let here = Roots::File(std::env::current_exe().unwrap());
+        let nobody = [Roots::Nowhere, Roots::File(PathBuf::from("/nowhere/root.crt"))];
         for (mode, without, with) in [
             (SslMode::Disable, Some(vec![Plain]), vec![Plain]),
             (SslMode::Allow, Some(vec![Plain, Encrypted(Anyone)]), vec![Plain, Encrypted(Authority)]),
@@ -198,8 +247,23 @@ mod tests {
             (SslMode::VerifyCa, None, vec![Encrypted(Authority)]),
             (SslMode::VerifyFull, None, vec![Encrypted(Host)]),
         ] {
-            assert_eq!(attempts(mode, false).ok(), without, "{mode:?}");
-            assert_eq!(attempts(mode, true), Ok(with), "{mode:?} with a root file");
+            for roots in &nobody {
+                assert_eq!(tls(mode, roots.clone()).attempts(false).ok(), without, "{mode:?} without");
+            }
+            let with_file = tls(mode, here.clone());
+            assert_eq!(with_file.attempts(false), Ok(with), "{mode:?} with a root file");
+            assert_eq!(with_file.attempts(true), Ok(vec![Plain]), "a socket is never encrypted");
         }
+    }
+
+    #[test]
+    fn a_list_of_revoked_certificates_is_not_passed_over() {
+        let file = std::env::current_exe().unwrap();
+        let revoked = |mode, roots| Tls { revoked: Some(file.clone()), ..tls(mode, roots) }.attempts(false);
+        let refused = revoked(SslMode::Prefer, Roots::File(file.clone())).unwrap_err();
+        assert!(refused.to_string().contains(file.to_str().unwrap()), "{refused}");
+        assert!(revoked(SslMode::Disable, Roots::File(file.clone())).is_ok());
+        assert!(revoked(SslMode::VerifyFull, Roots::System).is_ok(), "libpq does not read it then");
+        assert!(revoked(SslMode::Require, Roots::Nowhere).is_ok(), "nothing is checked");
     }
 }
