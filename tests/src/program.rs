@@ -4,8 +4,8 @@ use crate::servers::target;
 use crate::{Database, Result};
 use anyhow::{Context, ensure};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use tokio::process::Command;
+use std::process::{ExitCode, Stdio};
+use tokio::process::{Child, Command};
 
 /// What a program that has ended left behind.
 pub struct Outcome {
@@ -40,7 +40,7 @@ pub fn end(outcome: Result<()>) -> ExitCode {
 /// Runs a command to its end.
 pub async fn run(command: &mut Command) -> Result<Outcome> {
     let name = format!("{:?}", command.as_std().get_program());
-    let output = command.kill_on_drop(true).stdin(std::process::Stdio::null()).output().await.context(name)?;
+    let output = command.kill_on_drop(true).stdin(Stdio::null()).output().await.context(name)?;
     Ok(Outcome {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -62,6 +62,24 @@ pub fn agent(database: &Database) -> Result<Command> {
     let mut command = Command::new(migrator()?);
     command.envs(database.environment()).env_remove("MIGRATOR_DEST");
     Ok(command)
+}
+
+/// Runs a command of the agent to its end.
+pub async fn say(database: &Database, arguments: &[&str]) -> Result<Outcome> {
+    run(agent(database)?.args(arguments)).await
+}
+
+/// Starts `migrator agent`, with nobody listening to it. It is killed with the value.
+pub fn daemon(database: &Database, arguments: &[&str]) -> Result<Child> {
+    let mut command = agent(database)?;
+    command.arg("agent").args(arguments).kill_on_drop(true);
+    Ok(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
+}
+
+/// Sends SIGTERM.
+pub async fn terminate(child: &Child) -> Result<()> {
+    let pid = child.id().context("it ended by itself")?.to_string();
+    run(Command::new("kill").args(["-TERM", &pid])).await?.fine().map(drop)
 }
 
 /// One of PostgreSQL's own programs, of the database's own version.

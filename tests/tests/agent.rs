@@ -1,100 +1,18 @@
-//! The program `migrator`: each command does what the function of its name does, a kill -9 at any time costs nothing,
-//! two of them do not get in each other's way, and its memory does not grow with the table.
+//! The daemon `migrator agent`: whoever kills it, or the server, at any time costs nothing, two of them do not get in each
+//! other's way, it decides nothing that is left to people, and its memory does not grow with the table.
 
 use migrator_tests::ledger::Ledger;
 use migrator_tests::left_behind::nothing_left_behind;
-use migrator_tests::program::{self, agent};
+use migrator_tests::program::{daemon, terminate};
 use migrator_tests::*;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
-use tokio::process::Child;
 
-for_each_server!(
-    a_change_by_commands,
-    a_small_table_is_not_rewritten_in_place,
-    a_daemon_that_is_killed_again_and_again,
-    two_daemons,
-    a_daemon_that_is_told_to_stop
-);
+for_each_server!(a_daemon_that_is_killed_again_and_again, two_daemons, a_daemon_that_is_told_to_stop);
+for_oldest_and_newest_server!(a_daemon_that_is_killed_in_each_phase, a_daemon_that_is_told_twice);
 
-async fn say(database: &Database, arguments: &[&str]) -> Result<program::Outcome> {
-    program::run(agent(database)?.args(arguments)).await
-}
-
-fn daemon(database: &Database) -> Result<Child> {
-    let mut command = agent(database)?;
-    Ok(command
-        .arg("agent")
-        .kill_on_drop(true)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?)
-}
-
-async fn a_change_by_commands(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session.run("create table goods (id int primary key, v text); insert into goods select g, 'v' || g from generate_series(1, 20000) g").await?;
-    let altered =
-        say(&database, &["alter", "goods", "alter column id type bigint, add column w int", "--strategy", "shadow"])
-            .await?
-            .fine();
-    altered.context("alter")?;
-    let status = say(&database, &["status", "--json"]).await?.fine().context("status")?;
-    ensure!(status.contains("ready"), "{status}");
-    serde_json::from_str::<serde_json::Value>(&status).context("status --json is no JSON")?;
-    for command in [
-        vec!["list"],
-        vec!["verify", "goods"],
-        vec!["swap", "goods", "--dry-run"],
-        vec!["swap", "goods"],
-        vec!["rollback", "goods"],
-        vec!["prepare", "goods"],
-        vec!["swap", "--latest"],
-        vec!["log", "goods"],
-        vec!["finish", "goods"],
-        vec!["doctor"],
-    ] {
-        say(&database, &command).await?.fine().with_context(|| command.join(" "))?;
-    }
-    ensure!(session.value("select pg_typeof(id) from goods limit 1").await? == "bigint", "the change is not there");
-    ensure!(session.number("select count(*) from goods").await? == 20_000, "rows lost");
-    nothing_left_behind(&database).await?;
-
-    // Answers that are no: nothing to swap; and errors: no such table, nobody there.
-    ensure!(say(&database, &["swap", "goods"]).await?.code != 0, "swap without a change says yes");
-    ensure!(say(&database, &["alter", "nothing", "add column a int"]).await?.code == 2, "an error is exit code 2");
-    let nobody = say(&database, &["status", "--database", "postgresql://127.0.0.1:1/none"]).await?;
-    ensure!(nobody.code == 2 && !nobody.stderr.is_empty(), "exit code {}", nobody.code);
-    Ok(())
-}
-
-/// However small: under a lock that stops everybody a table is rewritten for those only who ask for it.
-async fn a_small_table_is_not_rewritten_in_place(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session
-        .run("create table small (id int primary key); insert into small select g from generate_series(1, 50) g")
-        .await?;
-    // This transaction would find the table empty after a rewrite.
-    let old = database.connect_as("postgres", "old").await?;
-    old.run("begin isolation level repeatable read; select 1").await?;
-    let file = session.value("select pg_relation_filenode('small')").await?;
-    say(&database, &["alter", "small", "add column note text"]).await?.fine().context("catalogue work")?;
-    ensure!(session.number("select count(*) from migrator.history").await? == 0, "a column was added through a shadow");
-    say(&database, &["alter", "small", "alter column id type bigint"]).await?.fine().context("a new type")?;
-    ensure!(session.value("select pg_relation_filenode('small')").await? == file, "the table was rewritten in place");
-    ensure!(old.number("select count(*) from small").await? == 50, "an older transaction finds the table empty");
-    old.run("commit").await?;
-    ensure!(session.value("select state from migrator.status").await? == "ready", "there should be a change, ready");
-    say(&database, &["cancel", "small"]).await?.fine().context("cancel")?;
-    say(&database, &["alter", "small", "alter column id type bigint", "--strategy", "in-place"])
-        .await?
-        .fine()
-        .context("in place")?;
-    ensure!(session.value("select pg_typeof(id) from small limit 1").await? == "bigint", "the change is not there");
-    nothing_left_behind(&database).await
+/// What it tests is all the agent's.
+mod a_daemon_whose_server_crashes {
+    migrator_tests::story_on!(a_daemon_whose_server_crashes, pg18, 18);
 }
 
 async fn a_daemon_that_is_killed_again_and_again(server: Server) -> Result<()> {
@@ -110,7 +28,7 @@ async fn a_daemon_that_is_killed_again_and_again(server: Server) -> Result<()> {
     let mut kills = 0;
     let mut longer = 100;
     while change.state().await? != "swapped" {
-        let mut child = daemon(&database)?;
+        let mut child = daemon(&database, &[])?;
         ledger.live(Duration::from_millis(longer)).await?;
         child.start_kill()?;
         child.wait().await?;
@@ -120,22 +38,132 @@ async fn a_daemon_that_is_killed_again_and_again(server: Server) -> Result<()> {
     }
     ensure!(kills > 1, "the daemon was too fast to be killed: make the table longer");
     ledger.check(async || Ok(())).await?;
-    let mut child = daemon(&database)?;
+    let mut child = daemon(&database, &[])?;
     ledger.more(10).await?;
     change.rollback().await?;
     ledger.check(async || Ok(())).await?;
-    // on_ready => 'swap' still holds after a rollback only if somebody asks again; what is sure is that no write is lost.
-    ledger.more(10).await?;
+    // Who took it back decides when it is swapped again, however often the daemon looks.
+    change.wait_for("ready").await?;
+    for _ in 0..2 {
+        advanced_again(&session, &change).await?;
+    }
+    ensure!(change.state().await? == "ready", "the daemon undid a rollback: {}", change.told().await?);
     child.start_kill()?;
     child.wait().await?;
     ledger.check(async || Ok(())).await?;
-    if change.state().await? == "swapped" {
-        change.finish().await?
-    } else {
-        change.cancel().await?
-    }
+    change.cancel().await?;
     ledger.stop().await?;
     nothing_left_behind(&database).await
+}
+
+/// Waits until a daemon has called `advance` for the change once more.
+async fn advanced_again(session: &Session, change: &Change) -> Result<()> {
+    let now = session.value("select clock_timestamp()").await?;
+    let since = format!(
+        "select count(*) from pg_stat_activity where application_name like 'migrator:%:{}' and query_start > '{now}'
+         and query like '%migrator.advance(%' and datname = current_database()",
+        change.id
+    );
+    until(session, &since, "the daemon does not look after the change").await
+}
+
+/// Waits until a count is not 0.
+async fn until(session: &Session, sql: &str, or_else: &str) -> Result<()> {
+    let deadline = Instant::now() + change::PATIENCE;
+    while session.number(sql).await? == 0 {
+        ensure!(Instant::now() < deadline, "{or_else}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// Everybody who comes to a crash point waits there until the session that this returns is dropped.
+async fn stop_at(database: &Database, point: &str) -> Result<Session> {
+    let holder = database.connect_as("postgres", "holder").await?;
+    holder.run("select pg_advisory_lock(7331)").await?;
+    holder.run(&format!("alter database {} set migrator.crash_at = '{point}:wait'", database.name)).await?;
+    Ok(holder)
+}
+
+const COPIED: &str = "select count(*) from migrator.status where phase <> 'created' and rows_done > 0";
+const WAITING: &str = "select count(*) from pg_stat_activity where application_name like 'migrator:%'
+                       and wait_event = 'advisory' and datname = current_database()";
+const NO_SESSION: &str = "select 1 - least(1, count(*)) from pg_stat_activity
+                          where application_name like 'migrator:%' and datname = current_database()";
+
+/// A call that is under way when its agent is killed is the server's alone: it comes to its end or is undone, and the next
+/// agent finds what is so.
+async fn a_daemon_that_is_killed_in_each_phase(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let mut ledger = Ledger::lay_out(&database, 2, 300, 5_000).await?;
+    ledger.start();
+    let session = database.connect().await?;
+    let change = Change::create_with(
+        &database,
+        "public.orders",
+        "actions => 'alter column id type bigint, add column w text', on_ready => 'swap'",
+    )
+    .await?;
+    for (point, phase) in [("copy", "copying"), ("build", "indexing"), ("reconcile", "catching_up"), ("swap", "ready")]
+    {
+        let holder = stop_at(&database, point).await?;
+        let mut child = daemon(&database, &[])?;
+        until(&session, WAITING, &format!("the daemon does not come to {point}")).await?;
+        ensure!(change.state().await? == phase, "at {point}: {}", change.told().await?);
+        child.start_kill()?;
+        child.wait().await?;
+        session.run(&format!("alter database {} reset migrator.crash_at", database.name)).await?;
+        // A swap has the table's lock; all else is in nobody's way.
+        if point != "swap" {
+            ledger.more(3).await?;
+        }
+        drop(holder);
+        until(&session, NO_SESSION, &format!("calls of an agent that was killed at {point} do not end")).await?;
+        ledger.more(3).await?;
+        ledger.check(async || Ok(())).await.with_context(|| format!("after the death at {point}"))?;
+    }
+    let child = daemon(&database, &[])?;
+    change.wait_for("swapped").await?;
+    ledger.more(3).await?;
+    ledger.check(async || Ok(())).await?;
+    drop(child);
+    change.finish().await?;
+    ledger.stop().await?;
+    nothing_left_behind(&database).await
+}
+
+/// One and the same process sees its server die and come back, and goes on.
+async fn a_daemon_whose_server_crashes(server: Server) -> Result<()> {
+    let cluster = server.cluster(&cluster::DURABLE).await?;
+    let database = Database::create(&cluster, true).await?;
+    let mut ledger = Ledger::lay_out(&database, 2, 300, 15_000).await?;
+    ledger.expect_crashes();
+    ledger.start();
+    let mut child = daemon(&database, &[])?;
+    let change = Change::create(&database, "public.orders", "alter column id type bigint, add column w text").await?;
+    let session = database.connect().await?;
+    until(&session, COPIED, "nothing is copied").await?;
+    cluster.crash().await?;
+    ledger.more(3).await?;
+    change.wait_for("ready").await?;
+    ensure!(child.try_wait()?.is_none(), "the daemon ended with its server");
+    drop(child);
+    ledger.check(async || Ok(())).await?;
+    change.cancel().await?;
+    ledger.stop().await?;
+    nothing_left_behind(&database).await
+}
+
+/// The most memory that any of these processes has had so far.
+fn peak_kilobytes(children: &[tokio::process::Child]) -> Result<i64> {
+    let mut most = 0;
+    for child in children {
+        let pid = child.id().context("a daemon ended by itself")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        most = most.max(peak.trim().trim_end_matches(" kB").parse()?);
+    }
+    Ok(most)
 }
 
 async fn two_daemons(server: Server) -> Result<()> {
@@ -147,7 +175,10 @@ async fn two_daemons(server: Server) -> Result<()> {
              create table twin2 (id int primary key, v text); insert into twin2 select g, repeat('x', 100) from generate_series(1, 50000) g",
         )
         .await?;
-    let daemons = (daemon(&database)?, daemon(&database)?);
+    let daemons = [daemon(&database, &[])?, daemon(&database, &[])?];
+    let looks = "select count(*) / 2 from pg_stat_activity where application_name = 'migrator:look' and datname = current_database()";
+    until(&session, looks, "the daemons do not look").await?;
+    let before = peak_kilobytes(&daemons)?;
     let one = Change::create(&database, "public.twin1", "alter column id type bigint").await?;
     let two =
         Change::create_with(&database, "public.twin2", "actions => 'alter column id type bigint', on_ready => 'swap'")
@@ -162,6 +193,9 @@ async fn two_daemons(server: Server) -> Result<()> {
         let sql = format!("select count(*) filter (where v = 'y') || ' of ' || count(*) from {table}");
         ensure!(session.value(&sql).await? == "500 of 50000", "{table}: {}", session.value(&sql).await?);
     }
+    // The tables have 5 MB of text each; what the agent needs for its own calls is far less.
+    let grown = peak_kilobytes(&daemons)? - before;
+    ensure!(grown < 2_000, "the daemons grew by {grown} kB");
     drop(daemons);
     for change in [one, two] {
         if change.state().await? == "swapped" { change.finish().await? } else { change.cancel().await? }
@@ -173,16 +207,50 @@ async fn a_daemon_that_is_told_to_stop(server: Server) -> Result<()> {
     let database = server.database().await?;
     let session = database.connect().await?;
     session.run("create table long (id int primary key, v text); insert into long select g, repeat('x', 300) from generate_series(1, 200000) g").await?;
-    let mut child = daemon(&database)?;
+    let mut child = daemon(&database, &[])?;
     let change = Change::create(&database, "public.long", "alter column id type bigint").await?;
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    let pid = child.id().context("the daemon ended by itself")?;
-    program::run(tokio::process::Command::new("kill").args(["-TERM", &pid.to_string()])).await?.fine()?;
+    until(&session, COPIED, "nothing is copied").await?;
+    let pid = child.id();
+    terminate(&child).await?;
     let status =
         tokio::time::timeout(Duration::from_secs(20), child.wait()).await.context("SIGTERM does not end it")??;
     ensure!(status.code() == Some(0), "it ended with {status}");
     let open = "select count(*) from pg_stat_activity where application_name like 'migrator%' and state <> 'idle'";
     ensure!(session.number(open).await? == 0, "its sessions are still at work");
+    // Who asks next morning finds when it began and when it ended.
+    let runs = format!(
+        "select string_agg(kind || ' ' || (detail ->> 'pid'), ', ' order by id) from migrator.log(change => {})
+         where kind like 'agent%' and kind <> 'agent_statement'",
+        change.id
+    );
+    let pid = pid.context("the daemon ended by itself")?;
+    let runs = session.value(&runs).await?;
+    ensure!(runs == format!("agent_started {pid}, agent_stopped {pid}"), "the log tells of: {runs}");
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+/// The first signal lets the call in hand come to its end, and the second ends it.
+async fn a_daemon_that_is_told_twice(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run("create table held (id int primary key); insert into held select generate_series(1, 1000)").await?;
+    let holder = stop_at(&database, "copy").await?;
+    let change = Change::create(&database, "public.held", "alter column id type bigint").await?;
+    let mut child = daemon(&database, &[])?;
+    until(&session, WAITING, "the daemon does not copy").await?;
+    terminate(&child).await?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ensure!(child.try_wait()?.is_none(), "it does not finish what is in hand");
+    ensure!(session.number(WAITING).await? > 0, "the call in hand is gone");
+    terminate(&child).await?;
+    let ended = tokio::time::timeout(Duration::from_secs(5), child.wait()).await;
+    let status = ended.context("the second SIGTERM does not end it")??;
+    ensure!(status.code() == Some(0), "it ended with {status}");
+    until(&session, NO_SESSION, "its calls go on").await?;
+    drop(holder);
+    ensure!(session.number(COPIED).await? == 0, "the call was not ended");
+    session.run(&format!("alter database {} reset migrator.crash_at", database.name)).await?;
     change.cancel().await?;
     nothing_left_behind(&database).await
 }

@@ -145,6 +145,16 @@ impl Board {
         rest
     }
 
+    /// The changes that are not over, as far as is known.
+    pub fn open(&self) -> Vec<i64> {
+        self.cards
+            .values()
+            .map(|card| &card.change)
+            .filter(|change| change.is_open())
+            .map(|change| change.change)
+            .collect()
+    }
+
     /// Why the last call for a change did nothing, if it did nothing and nobody else is at it.
     pub fn reason(&self, change: i64) -> Option<&str> {
         self.cards.get(&change).filter(|card| card.active == 0).and_then(|card| card.reason.as_deref())

@@ -69,16 +69,21 @@ impl Drive {
             workers.spawn(Worker::new(Arc::clone(&self.shared), number).run());
         }
         let now = self.signals.now.clone();
-        tokio::select! {
-            () = self.look(&mut show) => {}
-            () = now.cancelled() => {}
-        }
-        tokio::select! {
-            () = async { while workers.join_next().await.is_some() {} } => {}
-            () = now.cancelled() => {
-                self.end_calls().await;
-                workers.abort_all();
-            }
+        let store = tokio::select! {
+            store = self.look(&mut show) => store,
+            () = now.cancelled() => None,
+        };
+        let last_batches = async {
+            while workers.join_next().await.is_some() {}
+            self.say_goodbye(store).await;
+        };
+        let abandoned = tokio::select! {
+            () = last_batches => false,
+            () = now.cancelled() => true,
+        };
+        if abandoned {
+            self.end_calls().await;
+            workers.abort_all();
         }
         locked(&self.shared.end).take().unwrap_or(End::Interrupted)
     }
@@ -96,8 +101,8 @@ impl Drive {
         }
     }
 
-    /// Keeps the board up to date until the drive stops.
-    async fn look(&self, show: &mut impl FnMut(&[Change], Option<&str>)) {
+    /// Keeps the board up to date until the drive stops. Returns its connection, if it has one.
+    async fn look(&self, show: &mut impl FnMut(&[Change], Option<&str>)) -> Option<Store> {
         let delays = ExponentialBuilder::new().with_min_delay(LOOK).with_max_delay(Duration::from_secs(30));
         let delays = delays.without_max_times().with_jitter();
         let mut waits = delays.build();
@@ -125,7 +130,7 @@ impl Drive {
                 () = tokio::time::sleep(pause) => {}
             }
         }
-        self.say_goodbye(store).await;
+        store
     }
 
     async fn look_once(
@@ -163,18 +168,18 @@ impl Drive {
         Ok(())
     }
 
-    /// Says in the log that a signal ended the work, so that nobody waits for it.
+    /// Says in the log of each change that nobody here drives it any more, and why.
     async fn say_goodbye(&self, store: Option<Store>) {
-        let interrupted = locked(&self.shared.end).is_none();
-        if let (true, Some(mut store), Goal::Change(id)) = (interrupted, store, self.shared.goal) {
-            note(
-                &mut store,
-                id,
-                "agent_stopped",
-                "an agent was stopped by a signal",
-                json!({"pid": std::process::id()}),
-            )
-            .await;
+        let Some(mut store) = store else { return };
+        let why = match &*locked(&self.shared.end) {
+            None | Some(End::Interrupted) => "an agent was stopped by a signal",
+            Some(End::Settled) => "an agent stopped: there is nothing to do before somebody decides",
+            Some(End::Blocked) => "an agent stopped: the change is blocked",
+            Some(End::Failed(_)) => "an agent gave up",
+        };
+        let driven = locked(&self.shared.board).open();
+        for change in driven {
+            note(&mut store, change, "agent_stopped", why, json!({"pid": std::process::id()})).await;
         }
     }
 }
