@@ -265,6 +265,16 @@ fn oldest<'a>(change: &Change, segments: &'a [Name]) -> Result<Oldest<'a>, Failu
 
 /// How many log rows wait, counted up to a ceiling.
 pub fn backlog(change: &Change) -> Result<i64, Failure> {
+    let rows = waiting(change)?;
+    spi::execute(
+        "update migrator.change set backlog = $2 where id = $1 and backlog <> $2",
+        &[change.id.into(), rows.into()],
+    )?;
+    Ok(rows)
+}
+
+/// The same without a note of it, for those who only look.
+pub fn waiting(change: &Change) -> Result<i64, Failure> {
     #[derive(Deserialize)]
     struct Rows {
         n: i64,
@@ -274,10 +284,6 @@ pub fn backlog(change: &Change) -> Result<i64, Failure> {
     let rows: Rows = spi::fetch_one(
         &format!("select count(*) as n from (select from ({}) a limit 200000) b", parts.join(" union all ")),
         &[],
-    )?;
-    spi::execute(
-        "update migrator.change set backlog = $2 where id = $1 and backlog <> $2",
-        &[change.id.into(), rows.n.into()],
     )?;
     Ok(rows.n)
 }

@@ -209,7 +209,7 @@ fn check(change: &Change, way: Way) -> Result<(), Failure> {
     }
     snapshot::refuse_old(change, way.verb())?;
     unchanged(change, way)?;
-    let waits = match reconcile::backlog(change)? {
+    let waits = match reconcile::waiting(change)? {
         _ if reconcile::must_compare_all(change)? => return Err(not_caught_up(change, way, COMPARE_ALL)),
         backlog if backlog > rest::AT_MOST => format!("{backlog} keys are not replayed yet"),
         _ => return Ok(()),
