@@ -43,7 +43,10 @@ pub struct Alter {
     /// Connections for work
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
-    /// Show what would be done, each statement with its lock; write nothing
+    /// Show what would be done, each statement with its lock, and leave everything as it is
+    ///
+    /// To find out, the new shape is made in a transaction that is rolled back: the server writes some WAL, and the table
+    /// is only read.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -76,10 +79,16 @@ impl Alter {
             reverse: self.reverse.as_ref().unwrap_or(&nothing),
             shadow: self.shadow.as_deref(),
         };
-        if self.dry_run {
-            return self.explain(&context, &store, &wish).await;
+        // A name that is wrong gets a better answer here than inside a call.
+        for name in [Some(self.table.as_str()), wish.shadow].into_iter().flatten() {
+            store.table(name).await?;
         }
-        if self.in_place(&context, &store, &wish).await? {
+        let in_place = self.is_in_place(&context, &store, &wish).await?;
+        if self.dry_run {
+            return self.explain(&context, &store, &wish, in_place).await;
+        }
+        if in_place {
+            interruptible(&context.signals, &store, store.alter_in_place(&wish)).await?;
             if self.output.json {
                 output::document(&json!({ "altered": "in_place" }));
             } else {
@@ -94,22 +103,30 @@ impl Alter {
         run::to_the_end(&context, change, self.jobs, &self.output).await
     }
 
-    /// Goes the way without a shadow, if it is the right one. Of itself this program never chooses what the server would not:
+    /// Whether the way without a shadow is the right one. Of itself this program never chooses what the server would not:
     /// in place a small table may be rewritten under a lock, but only for somebody who asked for just that.
-    async fn in_place(&self, context: &Context, store: &Store, wish: &Wish<'_>) -> anyhow::Result<bool> {
+    async fn is_in_place(&self, context: &Context, store: &Store, wish: &Wish<'_>) -> anyhow::Result<bool> {
         let needs_shadow = wish.actions.is_none() || self.shadow.is_some();
-        if self.strategy == Strategy::Shadow || (self.strategy == Strategy::Auto && needs_shadow) {
-            return Ok(false);
-        }
-        if self.strategy == Strategy::Auto && interruptible(&context.signals, store, store.takes_shadow(wish)).await? {
-            return Ok(false);
-        }
-        interruptible(&context.signals, store, store.alter_in_place(wish)).await?;
-        Ok(true)
+        Ok(match self.strategy {
+            Strategy::Shadow => false,
+            Strategy::InPlace => true,
+            Strategy::Auto if needs_shadow => false,
+            Strategy::Auto => !interruptible(&context.signals, store, store.takes_shadow(wish)).await?,
+        })
     }
 
-    async fn explain(&self, context: &Context, store: &Store, wish: &Wish<'_>) -> anyhow::Result<Outcome> {
-        let steps = interruptible(&context.signals, store, store.explain(wish)).await?;
+    async fn explain(
+        &self,
+        context: &Context,
+        store: &Store,
+        wish: &Wish<'_>,
+        in_place: bool,
+    ) -> anyhow::Result<Outcome> {
+        let steps = if in_place {
+            interruptible(&context.signals, store, store.explain_in_place(wish)).await?
+        } else {
+            interruptible(&context.signals, store, store.explain(wish)).await?
+        };
         if self.output.json {
             output::document(&json!({ "dry_run": true, "steps": steps }));
         } else {

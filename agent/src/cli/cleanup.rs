@@ -34,16 +34,19 @@ impl Cleanup {
             if context.signals.stop.is_cancelled() {
                 break;
             }
-            if !self.dry_run {
-                let done = interruptible(&context.signals, &store, store.order(Order::Finish, change.change)).await;
-                // One that cannot be finished now does not keep the others from it.
-                if let Err(trouble) = done {
-                    if trouble.answer().is_none() {
-                        return Err(trouble.into());
-                    }
-                    failures.push((change, trouble));
-                    continue;
+            let done = async {
+                match self.dry_run {
+                    true => store.foresee(Order::Finish, change.change).await,
+                    false => store.order(Order::Finish, change.change).await,
                 }
+            };
+            // One that cannot be finished now does not keep the others from it.
+            if let Err(trouble) = interruptible(&context.signals, &store, done).await {
+                if trouble.answer().is_none() {
+                    return Err(trouble.into());
+                }
+                failures.push((change, trouble));
+                continue;
             }
             finished.push(change);
         }

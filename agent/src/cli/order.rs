@@ -35,6 +35,8 @@ pub(super) async fn show(
     let change = select.open_change(&store).await?;
     let possible = possible(&change);
     let text = if possible {
+        // Where something stands in the way now, the answer is the same as the call's.
+        interruptible(&context.signals, &store, store.foresee(order, change.change)).await?;
         would(&change)
     } else {
         format!("change {} of {} is {}: it cannot be {}", change.change, change.relation, change.phase, past(order))

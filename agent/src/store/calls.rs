@@ -4,7 +4,8 @@
 use super::change::{Advance, Change, Event, Finding, PlanStep, Turned, Verified};
 use super::version;
 use crate::db::session::Parameter;
-use crate::db::{Canceller, Limits, Session, Target, Trouble};
+use crate::db::{Answer, Canceller, Limits, Session, Target, Trouble};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio_postgres::types::Type;
@@ -81,7 +82,46 @@ impl Store {
     pub async fn table(&self, name: &str) -> Result<i64, Trouble> {
         let sql = "select pg_catalog.to_jsonb($1::pg_catalog.regclass::pg_catalog.oid::pg_catalog.int8)\
                    ::pg_catalog.text";
-        self.as_typed(sql, &[(&name, Type::TEXT)]).await?.pop().ok_or_else(|| Trouble::Unexpected("no oid".to_owned()))
+        match self.as_typed(sql, &[(&name, Type::TEXT)]).await {
+            Ok(mut oids) => oids.pop().ok_or_else(|| Trouble::Unexpected("no oid".to_owned())),
+            Err(Trouble::Answered(answer)) => Err(Trouble::Answered(Box::new(self.explained(name, *answer).await))),
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    /// PostgreSQL says of a name that it does not know just that; this adds where it was looked for and what there is instead.
+    async fn explained(&self, name: &str, answer: Answer) -> Answer {
+        #[derive(Deserialize)]
+        struct Around {
+            database: String,
+            path: String,
+            alike: Option<String>,
+        }
+        // undefined_table, invalid_schema_name, invalid_name: all else has reasons that are none of the name's.
+        if !matches!(answer.sqlstate.as_str(), "42P01" | "3F000" | "42602") {
+            return answer;
+        }
+        // The last part of the name, without quotes: whoever forgot them wrote the rest right.
+        let last = name.rsplit('.').next().unwrap_or(name).trim().trim_matches('"');
+        let sql = "select pg_catalog.jsonb_build_object('database', pg_catalog.current_database(), \
+                   'path', pg_catalog.current_setting('search_path'), \
+                   'alike', (select pg_catalog.string_agg(a.name, ', ') from ( \
+                       select pg_catalog.format('%I.%I', n.nspname, c.relname) as name from pg_catalog.pg_class c \
+                       join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) c.relnamespace \
+                       where c.relkind operator(pg_catalog.=) any (array['r', 'p']::pg_catalog.\"char\"[]) \
+                       and pg_catalog.lower(c.relname::pg_catalog.text) operator(pg_catalog.=) pg_catalog.lower($1) \
+                       and n.nspname operator(pg_catalog.!~) '^(pg_|migrator|information_schema)' \
+                       order by 1 limit 5) a))::pg_catalog.text";
+        let around: Result<Vec<Around>, Trouble> = self.as_typed(sql, &[(&last, Type::TEXT)]).await;
+        let Some(around) = around.ok().and_then(|mut rows| rows.pop()) else { return answer };
+        let hint = match around.alike {
+            Some(alike) => format!("There is: {alike}. Write the name like that, between the shell's quotes."),
+            None => {
+                "Write it as in SQL: with its schema, and in double quotes where it has capitals or blanks.".to_owned()
+            }
+        };
+        let place = format!("It was looked for in database {}, search_path {}.", around.database, around.path);
+        Answer { detail: answer.detail.or(Some(place)), hint: answer.hint.or(Some(hint)), ..answer }
     }
 
     /// One bounded step.
@@ -105,7 +145,7 @@ impl Store {
         self.as_typed(sql, &with).await?.pop().ok_or_else(|| Trouble::Unexpected("no change".to_owned()))
     }
 
-    /// What a change would do. Writes nothing.
+    /// What a change through a shadow would do. What is made to find out is undone again.
     pub async fn explain(&self, wish: &Wish<'_>) -> Result<Vec<PlanStep>, Trouble> {
         let sql = "select pg_catalog.to_jsonb(r)::pg_catalog.text from migrator.explain($1::pg_catalog.regclass, $2, \
                    $3::pg_catalog.jsonb, $4::pg_catalog.jsonb, $5::pg_catalog.regclass) r order by r.ordinal";
@@ -120,7 +160,19 @@ impl Store {
         self.as_typed(sql, &with).await
     }
 
-    /// Whether the server would choose a shadow. Writes nothing.
+    /// What a change without a shadow would do, in the same form; refused where it cannot be. Likewise undone.
+    pub async fn explain_in_place(&self, wish: &Wish<'_>) -> Result<Vec<PlanStep>, Trouble> {
+        let sql = "select pg_catalog.jsonb_build_object('ordinal', p.ordinal, 'step', p.way, 'statement', p.statement, \
+                   'lock', p.lock, 'held', p.held, 'note', p.reason)::pg_catalog.text \
+                   from migrator.alter_plan($1::pg_catalog.regclass, $2, 'in_place', $3::pg_catalog.jsonb, \
+                   $4::pg_catalog.jsonb) p order by p.ordinal";
+        let (transform, reverse) = (wish.transform.to_string(), wish.reverse.to_string());
+        let with: [Parameter<'_>; 4] =
+            [(&wish.table, Type::TEXT), (&wish.actions, Type::TEXT), (&transform, Type::TEXT), (&reverse, Type::TEXT)];
+        self.as_typed(sql, &with).await
+    }
+
+    /// Whether the server would choose a shadow. What is made to find out is undone again.
     pub async fn takes_shadow(&self, wish: &Wish<'_>) -> Result<bool, Trouble> {
         let sql = "select pg_catalog.to_jsonb(coalesce(pg_catalog.bool_or(p.way operator(pg_catalog.=) 'shadow'), false))::pg_catalog.text \
                    from migrator.alter_plan($1::pg_catalog.regclass, $2, 'auto', $3::pg_catalog.jsonb, $4::pg_catalog.jsonb) p";
@@ -165,6 +217,12 @@ impl Store {
     /// Calls `pause`, `resume`, `finish` or `cancel`; the change's new state.
     pub async fn order(&self, order: Order, change: i64) -> Result<String, Trouble> {
         let sql = format!("select to_jsonb(migrator.{}(change => $1))::text", order.as_str());
+        self.session.row(&sql, &[(&change, Type::INT8)]).await
+    }
+
+    /// Whether `finish` or `cancel` would work now, without doing it: refused as the call itself would be.
+    pub async fn foresee(&self, order: Order, change: i64) -> Result<String, Trouble> {
+        let sql = format!("select to_jsonb(migrator.{}(change => $1, dry_run => true))::text", order.as_str());
         self.session.row(&sql, &[(&change, Type::INT8)]).await
     }
 
