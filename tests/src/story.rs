@@ -96,3 +96,17 @@ macro_rules! for_oldest_and_newest_server {
         }
     )+ };
 }
+
+/// The same on the newest version only, for what is all the program's and meets the server in a few words.
+#[macro_export]
+macro_rules! for_newest_server {
+    ($($name:ident),+ $(,)?) => { $(
+        mod $name {
+            #[cfg(feature = "full")]
+            $crate::story_on!($name, pg15, 15);
+            #[cfg(feature = "full")]
+            $crate::story_on!($name, pg16, 16);
+            $crate::story_on!($name, pg18, 18);
+        }
+    )+ };
+}
