@@ -1,10 +1,11 @@
--- Procedures that commit: thin loops, no SET clause, not security definer, every name and operator qualified.
+-- Procedures that commit: thin loops, no SET clause, not security definer, every name and operator qualified: types in
+-- declarations too, and no IS DISTINCT FROM, which takes the = that the caller's search_path finds first.
 
 create procedure migrator.prepare(relation regclass default null, change bigint default null)
 language plpgsql as $$
 declare
     id bigint := migrator._change_id(relation, change);
-    step record;
+    step pg_catalog.record;
 begin
     loop
         select * into strict step from migrator.advance(id);
@@ -28,13 +29,15 @@ language plpgsql as $$
 declare
     steps pg_catalog.jsonb := migrator._alter_steps(relation, actions, strategy, transform, reverse);
     step pg_catalog.jsonb;
-    said text;
+    said pg_catalog.text;
+    says pg_catalog.text;
 begin
     commit;   -- where a caller's transaction does not allow that, it fails here, before anything is changed
     for number in 0 .. pg_catalog.jsonb_array_length(steps) operator(pg_catalog.-) 1 loop
         step := steps operator(pg_catalog.->) number;
-        if said is distinct from pg_catalog.concat_ws(': ', step operator(pg_catalog.->>) 'way', step operator(pg_catalog.->>) 'reason') then
-            said := pg_catalog.concat_ws(': ', step operator(pg_catalog.->>) 'way', step operator(pg_catalog.->>) 'reason');
+        says := pg_catalog.concat_ws(': ', step operator(pg_catalog.->>) 'way', step operator(pg_catalog.->>) 'reason');
+        if said is null or said operator(pg_catalog.<>) says then
+            said := says;
             raise notice '%', said;
         end if;
         if step operator(pg_catalog.->>) 'act' operator(pg_catalog.=) 'shadow' then
@@ -50,9 +53,9 @@ $$;
 create procedure migrator._alter_through_shadow(relation regclass, change bigint)
 language plpgsql as $$
 declare
-    step record;
-    waits text;
-    name text;
+    step pg_catalog.record;
+    waits pg_catalog.text := '';
+    name pg_catalog.text;
 begin
     commit;
     loop
@@ -75,7 +78,7 @@ begin
             continue;
         end if;
         if step.wait_ms operator(pg_catalog.>) 0 then
-            if step.wait_ms operator(pg_catalog.>=) 1000 and step.reason is distinct from waits then
+            if step.wait_ms operator(pg_catalog.>=) 1000 and step.reason operator(pg_catalog.<>) waits then
                 waits := step.reason;
                 raise notice 'change % waits: %', change, waits;
             end if;

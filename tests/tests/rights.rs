@@ -260,9 +260,13 @@ async fn a_hostile_search_path(server: Server) -> Result<()> {
              create function evil.format(text, variadic text[]) returns text language plpgsql as $$ begin insert into evil.caught values ('format'); return 'select 1'; end $$;
              create function evil.lies(int, int) returns boolean language plpgsql immutable as $$ begin return false; end $$;
              create operator evil.= (leftarg = int, rightarg = int, procedure = evil.lies);
-             create function evil.lies(text, text) returns boolean language plpgsql immutable as $$ begin return false; end $$;
+             create function evil.lies(text, text) returns boolean language plpgsql as $$ begin insert into evil.caught values ('='); return false; end $$;
              create operator evil.= (leftarg = text, rightarg = text, procedure = evil.lies);
-             create table evil.pg_class (oid oid, relname text); create table evil.change (id int); create table evil.plain (id int)",
+             create function evil.lies(jsonb, text) returns text language plpgsql as $$ begin insert into evil.caught values ('->>'); return $2; end $$;
+             create operator evil.->> (leftarg = jsonb, rightarg = text, procedure = evil.lies);
+             create table evil.pg_class (oid oid, relname text); create table evil.change (id int); create table evil.plain (id int);
+             create function evil.notes(text) returns boolean language plpgsql as $$ begin insert into evil.caught values ('a type'); return true; end $$;
+             create domain evil.text as pg_catalog.text check (evil.notes(value)); create type evil.record as (id int)",
         )
         .await?;
     let hostile = database.connect().await?;
@@ -279,9 +283,19 @@ async fn a_hostile_search_path(server: Server) -> Result<()> {
     hostile.run(&format!("call migrator.prepare(change => {})", change.id)).await?;
     hostile.run(&format!("select * from migrator.swap(change => {})", change.id)).await?;
     hostile.run(&format!("select migrator.finish(change => {})", change.id)).await?;
+    // In several steps, and through a shadow.
+    for actions in ["alter v set not null, add check (length(v) > 0)", "alter id type numeric"] {
+        hostile.run(&format!("call migrator.alter_table('public.plain', {})", literal(actions))).await?;
+    }
+    hostile.run("select migrator.finish('public.plain')").await?;
     let rows = session.number("select count(*) from public.plain").await?;
     ensure!(rows == 190, "hostile operators decided: {rows} rows are left");
-    ensure!(session.number("select count(*) from evil.caught").await? == 0, "functions of a hostile search_path ran");
+    let caught = session.value("select string_agg(distinct what, ', ') from evil.caught").await?;
+    ensure!(caught.is_empty(), "functions of a hostile search_path ran: {caught}");
+    // No path is pinned for what commits, so it can rely on none.
+    let pinned = "select string_agg(proname, ', ') from pg_proc where pronamespace = 'migrator'::regnamespace \
+                  and prokind = 'p' and (proconfig is not null or prosecdef)";
+    ensure!(session.value(pinned).await?.is_empty(), "cannot commit: {}", session.value(pinned).await?);
     nothing_left_behind(&database).await
 }
 
