@@ -98,7 +98,7 @@ Errors: 2D000 inside a transaction block; 57014 Ctrl-C or pg_cancel_backend (sta
 comment on function migrator.verify(regclass, bigint) is
 $$Catches up and compares every row of both tables by a hash of its stored image, in one call and one transaction. Rows that differ are written anew and everything is compared again, up to three rounds.
 
-No change is swapped without having been verified: `advance` and `prepare` do so in batches, without a long transaction. This is for somebody who wants to know it once more.
+No change is swapped without having been verified: `advance` and `prepare` do so in batches of about a second, each in a transaction of its own. This is for somebody who wants to know it once more, at a quiet time: until it ends, however large the table, its snapshot keeps VACUUM from removing what was deleted since it began, and nobody else works on the change.
 
 - relation, change: the table, or the change's id; exactly one of them.
 
@@ -355,6 +355,7 @@ comment on column migrator.chunk.block_until is 'First block behind the chunk.';
 comment on column migrator.chunk.key_from is 'Verify: next key, as text; null: from the first.';
 comment on column migrator.chunk.key_until is 'Verify: first key behind the chunk, as text; null: to the last.';
 comment on column migrator.chunk.batch_blocks is 'Blocks of the next batch.';
+comment on column migrator.chunk.batch_rows is 'Verify: rows of the next batch of a range of keys, by the time that the last one took; null: none was taken yet.';
 comment on column migrator.chunk.rows is 'Rows done.';
 comment on column migrator.chunk.mismatched is 'Verify: rows that differed.';
 comment on column migrator.chunk.done_at is 'When it was done; null: it is not.';

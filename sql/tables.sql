@@ -59,7 +59,8 @@ create table migrator.chunk (
     block_until  bigint,                            -- copy: the first block behind the chunk
     key_from     text[],                            -- verify: first key, null for none; the old shape's types, as text
     key_until    text[],                            -- verify: first key behind the chunk
-    batch_blocks integer not null default 32,
+    batch_blocks integer not null default 32,       -- what the next batch takes: of blocks …
+    batch_rows   integer,                           -- … or, of a range of keys, rows; null: as those before it
     rows         bigint not null default 0,
     mismatched   bigint not null default 0,
     done_at      timestamptz,

@@ -2,7 +2,7 @@
 
 use migrator_tests::left_behind::nothing_left_behind;
 use migrator_tests::*;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 for_each_server!(
     a_snapshot_older_than_the_change_is_waited_for,
@@ -13,6 +13,7 @@ for_each_server!(
     a_swap_by_itself_waits_and_catches_up,
     a_reader_that_began_later_is_not_to_blame,
 );
+for_oldest_and_newest_server!(a_comparison_of_slow_rows_takes_few_at_a_time);
 
 const TABLE: &str = "create table kept (id int primary key, v int not null); insert into kept select g, 0 from generate_series(1, 500) g";
 
@@ -28,9 +29,9 @@ async fn a_snapshot_older_than_the_change_is_waited_for(server: Server) -> Resul
     let change = Change::create(&database, "public.kept", "alter column id type bigint").await?;
     // Whether the preparation itself waits is its business; a swap under that snapshot must not happen.
     let driver = change.keep_going(1);
-    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(5);
     let mut said = String::new();
-    while std::time::Instant::now() < deadline {
+    while Instant::now() < deadline {
         match session.rows(&format!("select swapped, reason from migrator.swap(change => {})", change.id)).await {
             Ok(rows) => {
                 ensure!(
@@ -242,13 +243,9 @@ async fn a_swap_by_itself_waits_and_catches_up(server: Server) -> Result<()> {
     session.run("insert into kept select g, g from generate_series(1001, 6000) g").await?;
     let rear = change.rear().await?;
     let worker = change.session().await?;
-    let deadline = std::time::Instant::now() + change::PATIENCE;
+    let deadline = Instant::now() + change::PATIENCE;
     while session.number(&format!("select count(*) from {rear}")).await? < 5500 {
-        ensure!(
-            std::time::Instant::now() < deadline,
-            "nothing is replayed while the swap waits: {}",
-            change.told().await?
-        );
+        ensure!(Instant::now() < deadline, "nothing is replayed while the swap waits: {}", change.told().await?);
         change.advance(&worker).await?;
     }
     let told = session.value(&format!("select waits_for from migrator.status where change = {}", change.id)).await?;
@@ -281,5 +278,50 @@ async fn a_reader_that_began_later_is_not_to_blame(server: Server) -> Result<()>
     later.run("commit").await?;
     writer.run("rollback").await?;
     change.finish().await?;
+    nothing_left_behind(&database).await
+}
+
+/// A batch of the comparison is a statement, and its snapshot lasts as long: where rows are slow, fewer are taken.
+async fn a_comparison_of_slow_rows_takes_few_at_a_time(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table slow (id int primary key, v int);
+             alter table slow alter id set statistics 0; -- so that all keys are one chunk
+             insert into slow select g, g from generate_series(1, 2000) g;
+             create function slowly(v int) returns int immutable language plpgsql as $$
+                 begin
+                     perform pg_sleep(nullif(current_setting('test.seconds', true), '')::float8);
+                     return v;
+                 end $$",
+        )
+        .await?;
+    let arguments = r#"actions => 'add column w int', transform => '{"w": "slowly(v)"}'"#;
+    let change = Change::create_with(&database, "public.slow", arguments).await?;
+    change.until(|advance| advance.state == "verifying").await?;
+    let advance = format!("select state, step, rows from migrator.advance({})", change.id);
+    session.run("set test.seconds = 0.003").await?;
+    let mut batches: Vec<(i64, Duration)> = vec![];
+    loop {
+        let begun = Instant::now();
+        let row = session.row(&advance).await?;
+        if row[1] == "verify" {
+            batches.push((row[2].parse()?, begun.elapsed()));
+        }
+        if row[0] != "verifying" {
+            break;
+        }
+        if batches.len() == 2 {
+            session.run("reset test.seconds").await?;
+        }
+    }
+    ensure!(batches.iter().all(|(_, took)| *took < Duration::from_secs(5)), "a batch lasts too long: {batches:?}");
+    ensure!(batches[1].0 * 5 < batches[0].0 * 4, "a slow batch is not followed by a smaller one: {batches:?}");
+    let grown = batches.windows(2).skip(1).all(|pair| pair[1].0 <= pair[0].0 * 2);
+    ensure!(grown && batches[3].0 > batches[2].0, "quick batches are not doubled: {batches:?}");
+    let rows: i64 = batches.iter().map(|(rows, _)| rows).sum();
+    ensure!(rows == 2000, "{rows} rows were compared: {batches:?}");
+    change.cancel().await?;
     nothing_left_behind(&database).await
 }

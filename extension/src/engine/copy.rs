@@ -62,7 +62,11 @@ pub fn batch(change: &Change) -> Result<Copied, Failure> {
     let begun = Instant::now();
     let rows = range(change, chunk.block_from, until)?;
     crash::point("copy");
-    let next = batch::next(chunk.batch_blocks, begun.elapsed());
+    let next = batch::COPY.next(
+        chunk.batch_blocks,
+        i32::try_from(until - chunk.block_from).unwrap_or(i32::MAX),
+        begun.elapsed(),
+    );
     spi::execute(
         "update migrator.chunk set block_from = $3, rows = rows + $4, batch_blocks = $5, \
          done_at = case when $3 >= block_until then pg_catalog.clock_timestamp() end where change = $1 and step = 'copy' and number = $2",

@@ -1,4 +1,5 @@
-//! `migrator.verify`: the whole comparison in one call, for somebody who wants to know now.
+//! `migrator.verify`: the whole comparison in one call, for somebody who wants to know now. A function cannot commit, so it
+//! is one transaction, with a snapshot that lasts until its end.
 
 use crate::engine::change::Change;
 use crate::engine::{guard, owner, reconcile, sync, verify};

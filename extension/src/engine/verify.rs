@@ -3,6 +3,8 @@
 //! A chunk is a range of keys with a cursor; each batch of it is one statement, hence one snapshot over both
 //! tables and the log: a key that the log holds is on its way and not counted, every other difference is.
 //! Keys that differ go back to the log. Batches hold the change `Shared`, so nothing is reconciled meanwhile.
+//!
+//! A batch keeps its snapshot for as long as it takes, so its size follows the time that the last one took.
 
 use crate::capture::log;
 use crate::catalog::attempt::attempt;
@@ -10,12 +12,14 @@ use crate::catalog::spi;
 use crate::crash;
 use crate::engine::change::Change;
 use crate::engine::{bad_row, guard};
+use migrator_core::batch;
 use migrator_core::failure::Failure;
 use migrator_core::sql::{self, Direction, KeyRange, Put, Walk};
 use migrator_core::sqlstate;
 use pgrx::JsonB;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::time::Instant;
 
 /// What a call did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +39,14 @@ struct Chunk {
     block_until: Option<u64>,
     key_from: Option<Vec<String>>,
     key_until: Option<Vec<String>>,
+    batch_blocks: i32,
+    batch_rows: Option<i32>,
 }
 
-/// Bytes of rows that one batch reads on each side, and the most rows.
+/// Bytes of rows that one batch reads on each side.
 const BATCH_BYTES: i64 = 64 << 20;
-const BATCH_ROWS: i64 = 50_000;
+/// Rows of the first batch: 10 ms may be spent on each before it takes too long.
+const FIRST_ROWS: i32 = 500;
 /// Chunks that a table is cut into, so that several workers find something to do.
 const CHUNKS: i64 = 32;
 
@@ -97,7 +104,7 @@ fn histogram(change: &Change) -> Result<Vec<Vec<String>>, Failure> {
 pub fn batch(change: &Change) -> Result<Verified, Failure> {
     guard::fresh_snapshots("verify")?;
     let Some(chunk) = spi::fetch_optional::<Chunk>(
-        "with c as (select number, block_from, block_until, key_from, key_until from migrator.chunk \
+        "with c as (select number, block_from, block_until, key_from, key_until, batch_blocks, batch_rows from migrator.chunk \
                     where change = $1 and step = 'verify' and done_at is null order by number limit 1 for update skip locked) \
          select pg_catalog.to_jsonb(c) from c",
         &[change.id.into()],
@@ -105,15 +112,22 @@ pub fn batch(change: &Change) -> Result<Verified, Failure> {
     else {
         return Ok(if left(change)? == 0 { Verified::Done } else { Verified::Busy });
     };
-    let rows = batch_rows(change)?;
-    let (compared, next) = match (chunk.block_from, chunk.block_until) {
+    let begun = Instant::now();
+    let (compared, next, size) = match (chunk.block_from, chunk.block_until) {
         (Some(from), Some(until)) => {
-            let end = until.min(from + 4096);
+            let end = until.min(from + u64::try_from(chunk.batch_blocks).unwrap_or(1).max(1));
             let compared = find(change, Walk::New { from, until: end })?;
-            (compared, if end >= until { None } else { Some(Next::Block(end)) })
+            let done = i32::try_from(end - from).unwrap_or(i32::MAX);
+            let size = batch::COMPARE_BLOCKS.next(chunk.batch_blocks, done, begun.elapsed());
+            (compared, if end >= until { None } else { Some(Next::Block(end)) }, (size, None))
         }
         _ => {
+            let wanted = match chunk.batch_rows {
+                Some(rows) => rows,
+                None => last_rows(change)?.unwrap_or(FIRST_ROWS),
+            };
             let range = KeyRange { from: chunk.key_from, until: chunk.key_until };
+            let rows = u64::try_from(wanted).unwrap_or(1).min(rows_of(change, BATCH_BYTES)?);
             let boundary = boundary(change, &range, rows)?;
             let part = KeyRange { from: range.from, until: boundary.clone().or(range.until) };
             let compared = if !by_range(change) {
@@ -126,7 +140,9 @@ pub fn batch(change: &Change) -> Result<Verified, Failure> {
             } else {
                 find(change, Walk::Both(&part))?
             };
-            (compared, boundary.map(Next::Key))
+            let done = i32::try_from(compared.0).unwrap_or(i32::MAX);
+            let size = batch::COMPARE_ROWS.next(wanted, done, begun.elapsed());
+            (compared, boundary.map(Next::Key), (chunk.batch_blocks, Some(size)))
         }
     };
     crash::point("verify");
@@ -137,7 +153,8 @@ pub fn batch(change: &Change) -> Result<Verified, Failure> {
     };
     spi::execute(
         "update migrator.chunk set rows = rows + $3, mismatched = mismatched + $4, block_from = coalesce($5, block_from), key_from = coalesce($6, key_from), \
-         done_at = case when $7 then pg_catalog.clock_timestamp() end where change = $1 and step = 'verify' and number = $2",
+         done_at = case when $7 then pg_catalog.clock_timestamp() end, batch_blocks = $8, batch_rows = $9 \
+         where change = $1 and step = 'verify' and number = $2",
         &[
             change.id.into(),
             chunk.number.into(),
@@ -146,9 +163,25 @@ pub fn batch(change: &Change) -> Result<Verified, Failure> {
             block.into(),
             key.into(),
             next.is_none().into(),
+            size.0.into(),
+            size.1.into(),
         ],
     )?;
     Ok(Verified::Rows(compared.0, compared.1))
+}
+
+/// What batches of the chunk before have come to: chunks are taken in their order.
+fn last_rows(change: &Change) -> Result<Option<i32>, Failure> {
+    #[derive(Deserialize)]
+    struct Last {
+        rows: i32,
+    }
+    let last: Option<Last> = spi::fetch_optional(
+        "select k.batch_rows as rows from migrator.chunk k \
+         where k.change = $1 and k.step = 'verify' and k.batch_rows is not null order by k.number desc limit 1",
+        &[change.id.into()],
+    )?;
+    Ok(last.map(|last| last.rows))
 }
 
 enum Next {
@@ -168,17 +201,18 @@ fn left(change: &Change) -> Result<i64, Failure> {
     Ok(left.n)
 }
 
-fn batch_rows(change: &Change) -> Result<u64, Failure> {
+/// Rows of the shadow in so many bytes, as far as anybody has counted them.
+fn rows_of(change: &Change, bytes: i64) -> Result<u64, Failure> {
     #[derive(Deserialize)]
     struct Rows {
-        n: i64,
+        n: Option<i64>,
     }
     let rows: Rows = spi::fetch_one(
-        "select greatest(100, least($2, $3 / greatest(1, pg_catalog.pg_table_size(c.oid) / greatest(1, c.reltuples::bigint)))) as n \
+        "select case when c.reltuples > 0 then greatest(1, $2 / greatest(1, pg_catalog.pg_table_size(c.oid) / greatest(1, c.reltuples::bigint))) end as n \
          from pg_catalog.pg_class c where c.oid = $1",
-        &[pgrx::pg_sys::Oid::from(change.shadow).into(), BATCH_ROWS.into(), BATCH_BYTES.into()],
+        &[pgrx::pg_sys::Oid::from(change.shadow).into(), bytes.into()],
     )?;
-    Ok(rows.n.unsigned_abs())
+    Ok(rows.n.map_or(u64::MAX, i64::unsigned_abs))
 }
 
 fn boundary(change: &Change, range: &KeyRange, rows: u64) -> Result<Option<Vec<String>>, Failure> {

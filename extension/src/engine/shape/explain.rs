@@ -89,8 +89,8 @@ pub fn rows(live: &Relation, made: &Made) -> Result<Vec<Row>, Failure> {
             &table,
             "",
             "ACCESS SHARE",
-            "one chunk, at most 5 s",
-            "Every row of both tables is compared by the hash of what is stored.",
+            "one batch, about 1 s",
+            "Every row of both tables is compared by the hash of what is stored. A call of migrator.verify does it in one transaction.",
         )
     });
     swap(live, made, &attempts, &mut rows)?;
