@@ -10,7 +10,11 @@ use rand::{RngExt, SeedableRng};
 use std::time::{Duration, Instant};
 
 for_each_server!(a_backend_dies_at_every_point);
-for_oldest_and_newest_server!(an_error_at_every_point_changes_nothing, the_server_dies_at_any_time);
+for_oldest_and_newest_server!(
+    an_error_at_every_point_changes_nothing,
+    alter_table_dies_between_its_steps,
+    the_server_dies_at_any_time,
+);
 
 /// Points that the way to ready passes, in its order.
 const ON_THE_WAY: [&str; 5] = ["copy", "first_reconcile", "build", "reconcile", "verify"];
@@ -171,6 +175,9 @@ async fn an_error_at_every_point_changes_nothing(server: Server) -> Result<()> {
     let database = server.database().await?;
     let mut ledger = Ledger::lay_out(&database, 2, 200, 2_000).await?;
     ledger.start();
+    let begin = "select migrator.create_shadow('public.orders', 'alter column id type bigint')";
+    until_struck(&database, "create_shadow.recorded", "error", begin, &["XX000"]).await?;
+    nothing_left_behind(&database).await?;
     let change = Change::create(&database, "public.orders", "alter column id type bigint").await?;
     let advance = format!("select * from migrator.advance({})", change.id);
     for point in ON_THE_WAY {
@@ -196,5 +203,42 @@ async fn an_error_at_every_point_changes_nothing(server: Server) -> Result<()> {
         .await?;
     change.cancel().await?;
     ledger.stop().await?;
+    nothing_left_behind(&database).await
+}
+
+/// Each step is a transaction: the first undone, nothing was changed; the second undone, the same call goes on with it.
+async fn alter_table_dies_between_its_steps(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run("create table parts (id int primary key, v int); insert into parts select g, g from generate_series(1, 100) g").await?;
+    let alter = "call migrator.alter_table('parts', 'add column w int, add constraint positive check (v > 0)')";
+    let now = "select concat_ws(' ', (select attname from pg_attribute where attrelid = 'parts'::regclass and attname = 'w'), \
+               (select case when convalidated then 'valid' else 'not valid' end from pg_constraint where conname = 'positive'))";
+    until_struck(&database, "alter_step", "error", alter, &["XX000"]).await?;
+    ensure!(session.value(now).await?.is_empty(), "after the first step: {}", session.value(now).await?);
+
+    session.run("select pg_advisory_lock(7331)").await?;
+    let caller = database.connect_as("postgres", "test:caller").await?;
+    let pid = caller.pid;
+    caller.run("set migrator.crash_at = 'alter_step:wait'").await?;
+    let calling = tokio::spawn(async move { caller.run(alter).await });
+    let deadline = Instant::now() + change::PATIENCE;
+    let waits = format!("select count(*) from pg_locks where pid = {pid} and locktype = 'advisory' and not granted");
+    for step in ["", "w not valid"] {
+        while session.value(now).await? != step || session.number(&waits).await? == 0 {
+            ensure!(!calling.is_finished() && Instant::now() < deadline, "never here: {step}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if step.is_empty() {
+            // The caller has it first, then the test again.
+            session.run("select pg_advisory_unlock(7331); select pg_advisory_lock(7331)").await?;
+        }
+    }
+    session.run(&format!("select pg_terminate_backend({pid})")).await?;
+    ensure!(calling.await?.is_err(), "the call should have been ended");
+    session.run("select pg_advisory_unlock(7331)").await?;
+    ensure!(session.value(now).await? == "w not valid", "after the second: {}", session.value(now).await?);
+    session.run(alter).await?;
+    ensure!(session.value(now).await? == "w valid", "not gone on with: {}", session.value(now).await?);
     nothing_left_behind(&database).await
 }
