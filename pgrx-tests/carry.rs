@@ -9,7 +9,7 @@ mod tests {
     use crate::catalog::relation::Relation;
     use crate::catalog::{dependants, lock, role, spi};
     use crate::engine::carry::{self, Direction, Statement, Swap};
-    use crate::raise::OrRaise;
+    use crate::raise::raise;
     use migrator_core::failure::Failure;
     use migrator_core::ident::Ident;
     use migrator_core::plan::{NewColumn, OldColumn, Plan, Source};
@@ -127,7 +127,7 @@ mod tests {
                 "after move": texts(&carryover.after_move),
             })))
         })
-        .or_raise()
+        .unwrap_or_else(|failure| raise(failure))
     }
 
     /// What `create_shadow` asks before it does anything.
@@ -135,7 +135,7 @@ mod tests {
     fn preflight(old_shape: pg_sys::Oid, new_shape: pg_sys::Oid, renames: default!(JsonB, "'{}'")) {
         let renames: BTreeMap<String, String> = serde_json::from_value(renames.0).expect("an object of strings");
         role::as_extension(|| dependants::preflight(old_shape.to_u32(), &plan(old_shape, new_shape, &renames)?))
-            .or_raise()
+            .unwrap_or_else(|failure| raise(failure))
     }
 
     const TABLE: &str = r#"shop."Order Items; --""#;

@@ -13,6 +13,7 @@ begin
         exit when step.done operator(pg_catalog.=) true or step.state operator(pg_catalog.=) any (array['finished', 'cancelled']::pg_catalog.text[]);
         if step.reason operator(pg_catalog.=) 'paused' then
             raise exception using errcode = '55000', message = pg_catalog.format('change %s is paused', id),
+                detail = 'Capture goes on, everything else waits where it is. What was committed before stays.',
                 hint = pg_catalog.format('Let it go on: select migrator.resume(change => %s);', id);
         end if;
         if step.wait_ms operator(pg_catalog.>) 0 then
@@ -64,6 +65,7 @@ begin
         exit when step.state operator(pg_catalog.=) any (array['swapped', 'finished', 'cancelled']::pg_catalog.text[]);
         if step.reason operator(pg_catalog.=) 'paused' then
             raise exception using errcode = '55000', message = pg_catalog.format('change %s is paused', change),
+                detail = 'Capture goes on, everything else waits where it is. What was committed before stays.',
                 hint = pg_catalog.format('Let it go on: select migrator.resume(change => %s);', change);
         end if;
         if step.state operator(pg_catalog.=) 'ready' and step.done then
@@ -93,7 +95,9 @@ begin
         raise notice 'change % is done: table % has its new shape, and the old one is kept in step', change, name
             using hint = pg_catalog.format('To keep it: select migrator.finish(%L); to take it back with every write since: select * from migrator.rollback(%L);', name, name);
     else
-        raise exception using errcode = '55000', message = pg_catalog.format('change %s was ended by somebody else: it is %s', change, step.state);
+        raise exception using errcode = '55000', message = pg_catalog.format('change %s was ended by somebody else: it is %s', change, step.state),
+            detail = 'This call has nothing left to do.',
+            hint = pg_catalog.format('select * from migrator.log(change => %s); tells who did so, and when.', change);
     end if;
 end
 $$;

@@ -3,7 +3,7 @@
 use migrator_core::failure::Failure;
 use pgrx::pg_sys::elog::PgLogLevel;
 use pgrx::pg_sys::errcodes::PgSqlErrorCode;
-use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::pg_sys::panic::{ErrorReport, ErrorReportWithLevel};
 
 /// Packs five characters the way PostgreSQL's `MAKE_SQLSTATE` does (elog.h): six bits each.
 pub fn pack(code: &str) -> i32 {
@@ -44,17 +44,12 @@ fn report(failure: Failure, level: PgLogLevel) {
     report.report(level);
 }
 
-/// `result.or_raise()`: what every function of `api` ends with.
-pub trait OrRaise<T> {
-    /// The value, or the failure raised as an ERROR.
-    fn or_raise(self) -> T;
-}
-
-impl<T> OrRaise<T> for Result<T, Failure> {
-    fn or_raise(self) -> T {
-        match self {
-            Ok(value) => value,
-            Err(failure) => raise(failure),
-        }
+/// An error of PostgreSQL's, or of ours, that was caught.
+pub fn caught(report: &ErrorReportWithLevel) -> Failure {
+    Failure {
+        code: unpack(report.sql_error_code() as i32).into(),
+        message: report.message().to_owned(),
+        detail: report.detail().map(str::to_owned),
+        hint: report.hint().map(str::to_owned),
     }
 }

@@ -207,36 +207,71 @@ async fn swapping_and_rolling_back_again_and_again(server: Server) -> Result<()>
     nothing_left_behind(&database).await
 }
 
+/// All tables with their files and triggers, and what the change knows of itself.
+async fn everything(session: &Session) -> Result<String> {
+    let tables = "select c.oid, c.relname, c.relnamespace, c.relfilenode, \
+                    (select string_agg(concat_ws(' ', t.oid, t.tgname, t.tgenabled), ',' order by t.oid) from pg_trigger t where t.tgrelid = c.oid) \
+                  from pg_class c where c.relname like 'times%' or c.relname like 'log_%'";
+    let change = "select c.*, (select count(*) from migrator.event) as events, n.spaces from migrator.change c, \
+                  (select string_agg(nspname, ',' order by nspname) as spaces from pg_namespace) n";
+    Ok(format!("{} {}", fingerprint(session, tables).await?, fingerprint(session, change).await?))
+}
+
+/// A call that is refused with this code, says what became of it and what to do, and changes nothing.
+async fn refused(session: &Session, call: &str, code: &str, says: &str) -> Result<()> {
+    let before = everything(session).await?;
+    let refusal = session.refusal(call).await?;
+    if session.value("select pg_current_xact_id_if_assigned()").await.is_err() {
+        session.run("rollback").await?;
+    }
+    ensure!(refusal.code == code, "{call}: not {code}: {refusal}");
+    ensure!(refusal.detail.contains("Nothing was changed."), "{call}: what became of it is not said: {refusal}");
+    ensure!(refusal.hint.as_ref().is_some_and(|hint| hint.contains(says)), "{call}: no way on by {says}: {refusal}");
+    ensure!(everything(session).await? == before, "{call}: refused, and yet something was changed");
+    Ok(())
+}
+
 async fn decisions_at_the_wrong_time(server: Server) -> Result<()> {
     let database = server.database().await?;
     let session = database.connect().await?;
     session.run("create table times (id int primary key); insert into times values (1)").await?;
     let change = Change::create(&database, "public.times", "alter column id type bigint").await?;
-    for early in [
-        "select * from migrator.swap('times')",
-        "select * from migrator.rollback('times')",
-        "select migrator.finish('times')",
+    for (early, code, says) in [
+        ("select * from migrator.swap('times')", "55000", "call migrator.prepare('public.times');"),
+        ("select * from migrator.rollback('times')", "55000", "select migrator.cancel('public.times');"),
+        ("select migrator.finish('times')", "55000", "select migrator.cancel('public.times');"),
+        (
+            "select migrator.create_shadow('times', 'add column a int')",
+            "55006",
+            "select migrator.cancel('public.times');",
+        ),
     ] {
-        let refusal = session.refusal(early).await?;
-        ensure!(refusal.hint.is_some(), "{early}: no hint: {refusal}");
+        refused(&session, early, code, says).await?;
     }
-    let second = session.refusal("select migrator.create_shadow('times', 'add column a int')").await?;
-    ensure!(second.message.contains("times"), "a second change of one table: {second}");
     change.until_ready().await?;
-    let inside = session.refusal("begin; select * from migrator.swap('times')").await?;
-    ensure!(
-        inside.hint.is_some_and(|hint| hint.contains("in_transaction")),
-        "swap inside BEGIN is refused with the way out"
-    );
-    session.run("rollback").await?;
+    let inside = "begin; select * from migrator.swap('times')";
+    refused(&session, inside, "25001", "in_transaction => true").await?;
+    refused(&session, "select migrator.finish('times')", "55000", "select * from migrator.swap('public.times');")
+        .await?;
     change.swap().await?;
-    for late in ["select * from migrator.swap('times')", "select migrator.cancel('times')"] {
-        let refusal = session.refusal(late).await?;
-        ensure!(refusal.hint.is_some(), "{late}: no hint: {refusal}");
+    for late in [
+        "select * from migrator.swap('times')",
+        "select migrator.cancel('times')",
+        "begin; select * from migrator.rollback('times', in_transaction => true); select * from migrator.rollback('times')",
+    ] {
+        let (code, says) = if late.starts_with("begin") {
+            ("25001", "in_transaction => true")
+        } else {
+            ("55000", "select * from migrator.rollback('public.times');")
+        };
+        refused(&session, late, code, says).await?;
     }
     change.finish().await?;
-    for over in ["select * from migrator.rollback('times')", "select migrator.finish('times')"] {
-        session.refusal(over).await?;
+    for over in ["rollback", "finish", "cancel", "swap"] {
+        let by_name = format!("select migrator.{over}('times')");
+        refused(&session, &by_name, "42704", "select migrator.create_shadow('public.times', 'alter …');").await?;
+        let by_id = format!("select migrator.{over}(change => {})", change.id);
+        refused(&session, &by_id, "55000", "select migrator.create_shadow('public.times', 'alter …');").await?;
     }
     nothing_left_behind(&database).await
 }

@@ -1,14 +1,14 @@
 //! alter_table: the plan, and the functions that its procedure is made of.
 
+use crate::api::answer::{ALTER, ALTER_ON, LOOK, answer};
 use crate::api::arguments::RegClass;
 use crate::catalog::{role, settings, timeout};
 use crate::engine::alter::{self, run};
 use crate::engine::change::Change;
 use crate::engine::guard;
 use crate::engine::shape::{self, Request, Session};
-use crate::raise::OrRaise;
 use migrator_core::alter::{Act, Step};
-use migrator_core::failure::{Failure, code};
+use migrator_core::failure::{Ending, Failure, code};
 use pgrx::JsonB;
 use pgrx::prelude::*;
 
@@ -34,12 +34,13 @@ fn alter_plan(
     ),
 > {
     let request = request(relation, actions, transform, reverse);
-    let rows = role::as_extension(|| {
-        let request = request?;
-        let steps = alter::plan(&request, strategy.unwrap_or("auto"))?;
-        alter::rows(&request, &steps)
-    })
-    .or_raise();
+    let rows = answer(LOOK, || {
+        role::as_extension(|| {
+            let request = request?;
+            let steps = alter::plan(&request, strategy.unwrap_or("auto"))?;
+            alter::rows(&request, &steps)
+        })
+    });
     TableIterator::new(
         (1..)
             .zip(rows)
@@ -58,35 +59,35 @@ fn _alter_steps(
 ) -> JsonB {
     let request = request(relation, actions, transform, reverse);
     let strategy = strategy.unwrap_or("auto");
-    role::as_extension(|| {
-        guard::outside_transaction("migrator.alter_table").map_err(|failure| {
-            failure.detail("It commits after each of its steps, so that no lock lasts. Nothing was changed.")
-        })?;
-        guard::fresh_snapshots("migrator.alter_table")?;
-        let request = request?;
-        let steps = alter::plan(&request, strategy)?;
-        timeout::outlast_call();
-        if let Some(step) = steps.iter().find(|step| step.act == Act::Outside) {
-            return Err(Failure::new(code::NOT_SUPPORTED, "CREATE INDEX CONCURRENTLY cannot run inside CALL")
-                .detail("It needs to be a statement of its own, outside a transaction. Nothing was changed.")
-                .hint(format!("Run these one after the other: {}", step.texts.join(" "))));
-        }
-        serde_json::to_value(&steps)
-            .map(JsonB)
-            .map_err(|error| Failure::new(code::INTERNAL, format!("a plan cannot be stored: {error}")))
+    answer(ALTER, || {
+        guard::commits("migrator.alter_table")?;
+        role::as_extension(|| {
+            guard::fresh_snapshots("migrator.alter_table")?;
+            let request = request?;
+            let steps = alter::plan(&request, strategy)?;
+            timeout::outlast_call();
+            if let Some(step) = steps.iter().find(|step| step.act == Act::Outside) {
+                return Err(Failure::new(code::NOT_SUPPORTED, "CREATE INDEX CONCURRENTLY cannot run inside CALL")
+                    .detail("It needs to be a statement of its own, outside a transaction.")
+                    .hint(format!("Run these one after the other: {}", step.texts.join(" "))));
+            }
+            serde_json::to_value(&steps)
+                .map(JsonB)
+                .map_err(|error| Failure::new(code::INTERNAL, format!("a plan cannot be stored: {error}")))
+        })
     })
-    .or_raise()
 }
 
 /// Runs one step of alter_table, counted from 0.
 #[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
 fn _alter_step(relation: RegClass, actions: &str, steps: JsonB, number: i32) {
     let request = request(Some(relation), Some(actions), None, None);
-    role::as_extension(|| {
-        let (steps, number) = read(steps, number)?;
-        run::step(&request?, &steps, number)
-    })
-    .or_raise();
+    answer(ending(number), || {
+        role::as_extension(|| {
+            let (steps, number) = read(steps, number)?;
+            run::step(&request?, &steps, number)
+        })
+    });
 }
 
 /// Begins the change of a shadow step, or finds the one that was begun; gives its id.
@@ -100,31 +101,38 @@ fn _alter_shadow(
     number: i32,
 ) -> i64 {
     let asked = request(Some(relation), Some(actions), transform, reverse);
-    role::as_extension(|| {
-        let asked = asked?;
-        let (steps, number) = read(steps, number)?;
-        let step = steps.get(number).filter(|step| step.act == Act::Shadow);
-        let step = step
-            .ok_or_else(|| Failure::new(code::INVALID_PARAMETER, format!("step {number} of the plan is no shadow")))?;
-        if let Some(id) = step.change {
-            let change = Change::get(id)?;
-            change.check_rights(asked.session.role)?;
-            return Ok(id);
-        }
-        let text = step.texts.concat();
-        let id = shape::create_shadow(&Request {
-            relation: asked.relation,
-            actions: Some(text),
-            transform: asked.transform.clone(),
-            reverse: asked.reverse.clone(),
-            shadow: None,
-            on_ready: "swap".into(),
-            session: Session { role: asked.session.role, settings: asked.session.settings.clone() },
-        })?;
-        run::note(id, &asked, &steps, number)?;
-        Ok(id)
+    answer(ending(number), || {
+        role::as_extension(|| {
+            let asked = asked?;
+            let (steps, number) = read(steps, number)?;
+            let step = steps.get(number).filter(|step| step.act == Act::Shadow);
+            let step = step.ok_or_else(|| {
+                Failure::new(code::INVALID_PARAMETER, format!("step {number} of the plan is no shadow"))
+            })?;
+            if let Some(id) = step.change {
+                let change = Change::get(id)?;
+                change.check_rights(asked.session.role)?;
+                return Ok(id);
+            }
+            let text = step.texts.concat();
+            let id = shape::create_shadow(&Request {
+                relation: asked.relation,
+                actions: Some(text),
+                transform: asked.transform.clone(),
+                reverse: asked.reverse.clone(),
+                shadow: None,
+                on_ready: "swap".into(),
+                session: Session { role: asked.session.role, settings: asked.session.settings.clone() },
+            })?;
+            run::note(id, &asked, &steps, number)?;
+            Ok(id)
+        })
     })
-    .or_raise()
+}
+
+/// The first step leaves nothing behind when it fails; those after it leave what was done before.
+fn ending(number: i32) -> Ending {
+    if number > 0 { ALTER_ON } else { ALTER }
 }
 
 fn read(steps: JsonB, number: i32) -> Result<(Vec<Step>, usize), Failure> {

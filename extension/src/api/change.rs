@@ -1,14 +1,14 @@
 //! A change as a whole: capture on, advance, pause, end.
 
+use crate::api::answer::{DECIDE, STEP, answer};
 use crate::api::arguments::RegClass;
 use crate::engine::{advance, guard, settle, sync};
-use crate::raise::OrRaise;
 use pgrx::prelude::*;
 
 /// Switches capture on for a created change.
 #[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
 fn start_sync(relation: default!(Option<RegClass>, "NULL"), change: default!(Option<i64>, "NULL")) -> String {
-    guard::enter(oid(relation), change, |change| sync::start(change).map(|state| state.to_string())).or_raise()
+    answer(DECIDE, || guard::enter(oid(relation), change, |change| sync::start(change).map(|state| state.to_string())))
 }
 
 /// Does one bounded step of whatever is next for a change.
@@ -28,7 +28,7 @@ fn advance(
         name!(statement, Option<String>),
     ),
 > {
-    let done = guard::enter(None, Some(change), advance::advance).or_raise();
+    let done = answer(STEP, || guard::enter(None, Some(change), advance::advance));
     let state = done.state.map_or_else(String::new, |state| state.to_string());
     TableIterator::once((state, done.step.to_owned(), done.rows, done.done, done.wait_ms, done.reason, done.statement))
 }
@@ -36,13 +36,17 @@ fn advance(
 /// Stops all work on a change except capture.
 #[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
 fn pause(relation: default!(Option<RegClass>, "NULL"), change: default!(Option<i64>, "NULL")) -> String {
-    guard::enter(oid(relation), change, |change| settle::pause(&change).map(|()| "paused".to_owned())).or_raise()
+    answer(DECIDE, || {
+        guard::enter(oid(relation), change, |change| settle::pause(&change).map(|()| "paused".to_owned()))
+    })
 }
 
 /// Lets a paused or blocked change go on.
 #[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
 fn resume(relation: default!(Option<RegClass>, "NULL"), change: default!(Option<i64>, "NULL")) -> String {
-    guard::enter(oid(relation), change, |change| settle::resume(&change).map(|()| change.state.to_string())).or_raise()
+    answer(DECIDE, || {
+        guard::enter(oid(relation), change, |change| settle::resume(&change).map(|()| change.state.to_string()))
+    })
 }
 
 /// Keeps a change from being swapped before a time.
@@ -52,14 +56,17 @@ fn postpone(
     change: default!(Option<i64>, "NULL"),
     until: default!(Option<TimestampWithTimeZone>, "NULL"),
 ) -> String {
-    guard::enter(oid(relation), change, |change| settle::postpone(&change, until).map(|()| change.state.to_string()))
-        .or_raise()
+    answer(DECIDE, || {
+        guard::enter(oid(relation), change, |change| {
+            settle::postpone(&change, until).map(|()| change.state.to_string())
+        })
+    })
 }
 
 /// Validates the foreign keys that a swap added NOT VALID.
 #[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
 fn validate(relation: default!(Option<RegClass>, "NULL"), change: default!(Option<i64>, "NULL")) -> i64 {
-    guard::enter(oid(relation), change, |change| settle::validate(&change)).or_raise()
+    answer(DECIDE, || guard::enter(oid(relation), change, |change| settle::validate(&change)))
 }
 
 /// Ends a swapped change: the backup is dropped.
@@ -69,8 +76,9 @@ fn finish(
     change: default!(Option<i64>, "NULL"),
     dry_run: default!(bool, "false"),
 ) -> String {
-    guard::enter(oid(relation), change, |change| settle::finish(change, dry_run).map(|state| state.to_string()))
-        .or_raise()
+    answer(DECIDE, || {
+        guard::enter(oid(relation), change, |change| settle::finish(change, dry_run).map(|state| state.to_string()))
+    })
 }
 
 /// Gives a change up before its swap: the shadow is dropped.
@@ -80,8 +88,9 @@ fn cancel(
     change: default!(Option<i64>, "NULL"),
     dry_run: default!(bool, "false"),
 ) -> String {
-    guard::enter(oid(relation), change, |change| settle::cancel(change, dry_run).map(|state| state.to_string()))
-        .or_raise()
+    answer(DECIDE, || {
+        guard::enter(oid(relation), change, |change| settle::cancel(change, dry_run).map(|state| state.to_string()))
+    })
 }
 
 pub(super) fn oid(relation: Option<RegClass>) -> Option<u32> {

@@ -1,12 +1,12 @@
 //! Copying by hand, and verifying.
 
+use crate::api::answer::{DECIDE, answer};
 use crate::api::arguments::RegClass;
 use crate::api::change::oid;
 use crate::catalog::lock::{self, Hold};
 use crate::catalog::{spi, timeout};
 use crate::engine::change::Change;
 use crate::engine::{copy, guard, load, owner, recheck};
-use crate::raise::OrRaise;
 use migrator_core::failure::Failure;
 use migrator_core::load::Verdict;
 use pgrx::prelude::*;
@@ -29,12 +29,13 @@ fn copy_batch(
         name!(reason, Option<String>),
     ),
 > {
-    TableIterator::once(guard::enter(oid(relation), change, one_batch).or_raise())
+    TableIterator::once(answer(DECIDE, || guard::enter(oid(relation), change, one_batch)))
 }
 
 type Batch = (i64, i64, i64, bool, i32, Option<String>);
 
 fn one_batch(change: Change) -> Result<Batch, Failure> {
+    change.check_open()?;
     let verdict = load::verdict()?;
     if let Verdict::Hold(reason) = verdict {
         let (done, total) = blocks(&change)?;
@@ -82,10 +83,11 @@ fn verify(
     relation: default!(Option<RegClass>, "NULL"),
     change: default!(Option<i64>, "NULL"),
 ) -> TableIterator<'static, (name!(compared, i64), name!(mismatched, i64), name!(rounds, i32))> {
-    let found = guard::enter(oid(relation), change, |change| {
-        lock::change(change.id, Hold::Alone);
-        timeout::unbounded(|| recheck::whole(change.again()?))
-    })
-    .or_raise();
+    let found = answer(DECIDE, || {
+        guard::enter(oid(relation), change, |change| {
+            lock::change(change.id, Hold::Alone);
+            timeout::unbounded(|| recheck::whole(change.again()?))
+        })
+    });
     TableIterator::once(found)
 }

@@ -1,12 +1,11 @@
 //! create_shadow and explain: the beginning of a change.
 
+use crate::api::answer::{BEGIN, LOOK, answer};
 use crate::api::arguments::RegClass;
-use crate::catalog::attempt::attempt;
 use crate::catalog::{role, settings};
 use crate::engine::shape::{self, Request, Session};
 use crate::engine::swap;
-use crate::raise::OrRaise;
-use migrator_core::failure::{Failure, code};
+use migrator_core::failure::Failure;
 use pgrx::JsonB;
 use pgrx::prelude::*;
 
@@ -22,29 +21,12 @@ fn create_shadow(
     on_ready: default!(Option<&str>, "'wait'"),
 ) -> i64 {
     let request = request(relation, actions, transform, reverse, shadow, on_ready);
-    let way_on = "Correct that and call it again; migrator.explain with the same arguments tries it without leaving anything behind.";
-    with_a_way_on(way_on, || {
+    answer(BEGIN, || {
         role::as_extension(|| {
             let id = shape::create_shadow(&request?)?;
             swap::foresee(id)?;
             Ok(id)
         })
-    })
-    .or_raise()
-}
-
-/// What PostgreSQL itself refuses (a column that is not there, a type that does not exist) comes with its own words, but
-/// not with what that means here.
-fn with_a_way_on<T>(way_on: &str, work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    attempt(work).map_err(|failure| {
-        // The classes of what somebody wrote: not possible, wrong value, broken constraint, wrong name or syntax.
-        let written = ["0A", "22", "23", "42"].iter().any(|class| failure.code.starts_with(class));
-        let to_correct = written && failure.code != code::INSUFFICIENT_PRIVILEGE;
-        Failure {
-            detail: failure.detail.or_else(|| Some("Nothing was changed.".to_owned())),
-            hint: failure.hint.or_else(|| to_correct.then(|| way_on.to_owned())),
-            ..failure
-        }
     })
 }
 
@@ -74,10 +56,7 @@ fn explain(
     ),
 > {
     let request = request(relation, actions, transform, reverse, shadow, None);
-    let rows = with_a_way_on("Correct that and call it again.", || {
-        role::as_extension(|| request.and_then(|request| shape::explain(&request)))
-    })
-    .or_raise();
+    let rows = answer(LOOK, || role::as_extension(|| request.and_then(|request| shape::explain(&request))));
     TableIterator::new((1..).zip(rows).map(|(ordinal, row)| {
         let shape::Row { step, object, statement, lock, held, rows, bytes, wal_bytes, seconds, note } = row;
         (ordinal, step.to_owned(), object, statement, lock, held, rows, bytes, wal_bytes, seconds, note)

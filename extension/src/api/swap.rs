@@ -1,11 +1,11 @@
 //! Swap and rollback.
 
+use crate::api::answer::{DECIDE, answer};
 use crate::api::arguments::RegClass;
 use crate::api::change::oid;
 use crate::catalog::role;
 use crate::engine::change::Change;
 use crate::engine::swap::{self, Wants, Way};
-use crate::raise::OrRaise;
 use migrator_core::failure::Failure;
 use migrator_core::state::State;
 use pgrx::prelude::*;
@@ -22,7 +22,7 @@ fn swap(
     'static,
     (name!(change, i64), name!(relation, String), name!(swapped, bool), name!(reason, Option<String>)),
 > {
-    TableIterator::new(exchange(relation, change, Way::Swap, Wants { in_transaction, dry_run }).or_raise())
+    TableIterator::new(answer(DECIDE, || exchange(relation, change, Way::Swap, Wants { in_transaction, dry_run })))
 }
 
 /// Puts the backup back in the live table's place, atomically, with every write made since the swap that it can hold.
@@ -37,7 +37,7 @@ fn rollback(
     'static,
     (name!(change, i64), name!(relation, String), name!(rolled_back, bool), name!(reason, Option<String>)),
 > {
-    TableIterator::new(exchange(relation, change, Way::Rollback, Wants { in_transaction, dry_run }).or_raise())
+    TableIterator::new(answer(DECIDE, || exchange(relation, change, Way::Rollback, Wants { in_transaction, dry_run })))
 }
 
 type Row = (i64, String, bool, Option<String>);

@@ -1,6 +1,6 @@
 //! Work that may fail without failing the transaction: an internal subtransaction around it.
 
-use crate::raise::unpack;
+use crate::raise;
 use migrator_core::failure::Failure;
 use pgrx::PgTryBuilder;
 use pgrx::pg_sys;
@@ -26,16 +26,11 @@ pub fn attempt<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failur
         }))
         .catch_others(|caught| match caught {
             CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
-                let code = unpack(report.sql_error_code() as i32);
-                if code == "57014" || code == "57P01" {
+                let failure = raise::caught(&report);
+                if failure.code == "57014" || failure.code == "57P01" {
                     CaughtError::PostgresError(report).rethrow()
                 }
-                Err(Failure {
-                    code: code.into(),
-                    message: report.message().to_owned(),
-                    detail: report.detail().map(str::to_owned),
-                    hint: report.hint().map(str::to_owned),
-                })
+                Err(failure)
             }
             rust_panic => rust_panic.rethrow(),
         })

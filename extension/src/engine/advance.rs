@@ -78,7 +78,7 @@ pub fn advance(change: Change) -> Result<Advanced, Failure> {
             if now.state != change.state {
                 return turn(&now);
             }
-            let hint = failure.hint.clone().unwrap_or_default();
+            let hint = failure.hint.clone().unwrap_or_else(|| change.mended());
             change.block(&failure.message, &hint)?;
             wait(&change, HOLD_MS, failure.message)
         }

@@ -1,7 +1,7 @@
 //! Indexes and constraints of the shadow, one transaction each, several connections at once.
 
 use crate::catalog::attempt::attempt;
-use crate::catalog::{relation::Relation, spi, timeout};
+use crate::catalog::{spi, timeout};
 use crate::crash;
 use crate::engine::change::Change;
 use crate::engine::swap;
@@ -93,13 +93,13 @@ pub fn attach(change: &Change) -> Result<(), Failure> {
         spi::execute(statement, &[])?;
     }
     swap::rehearse(change)?;
-    let shadow = Relation::get(change.shadow)?.name;
+    let shadow = change.table(change.shadow)?.name;
     timeout::unbounded(|| change.as_owner(&[], || spi::execute(&format!("analyze {shadow}"), &[])))?;
     change.event("attach", "constraints attached, statistics gathered", json!({}))
 }
 
 /// What the agent, or a person, runs outside a transaction: VACUUM can run in no function.
 pub fn vacuum(change: &Change) -> Result<String, Failure> {
-    let shadow = Relation::get(change.shadow)?.name;
+    let shadow = change.table(change.shadow)?.name;
     Ok(format!("vacuum (freeze) {shadow}"))
 }

@@ -43,6 +43,8 @@ const SELECT: &str = "select c.id, c.table_schema, c.table_name, c.live::pg_cata
     c.capture, c.filenode::pg_catalog.int8 as filenode, c.rolled_back, c.swap_xid::text, c.fence_xid::text, c.front_definitions, c.kept, c.verify_rounds \
     from migrator.change c";
 
+const ONE_OF_THEM: &str = "Give one of them: the table, or change => ID. select * from migrator.status; lists the changes under way with both.";
+
 impl Change {
     /// The change with this id.
     pub fn get(id: i64) -> Result<Change, Failure> {
@@ -75,9 +77,11 @@ impl Change {
             }),
             (None, Some(id)) => Self::get(id),
             (Some(_), Some(_)) => Err(Failure::new(code::INVALID_PARAMETER, "both a table and a change were given")
-                .hint("Give one of them: the table, or change => ID.")),
+                .detail("They may mean two changes. Nothing was changed.")
+                .hint(ONE_OF_THEM)),
             (None, None) => Err(Failure::new(code::INVALID_PARAMETER, "neither a table nor a change was given")
-                .hint("Give one of them: the table, or change => ID.")),
+                .detail("It would not be known which change is meant. Nothing was changed.")
+                .hint(ONE_OF_THEM)),
         }
     }
 
@@ -101,15 +105,28 @@ impl Change {
         if self.state == State::Swapped || self.rolled_back > 0 { Put::Merged } else { Put::Plain }
     }
 
+    /// One of its two tables.
+    pub fn table(&self, oid: u32) -> Result<Relation, Failure> {
+        Relation::find(oid)?.ok_or_else(|| {
+            let shape = if oid == self.live { "old" } else { "new" };
+            let end = if self.state == State::Swapped { "finish" } else { "cancel" };
+            Failure::new(
+                code::UNDEFINED_OBJECT,
+                format!("the table of the {shape} shape of change {} of {} was dropped", self.id, self.name().plain()),
+            )
+            .hint(format!("Nothing goes on without it. To clear up: select migrator.{end}(change => {});", self.id))
+        })
+    }
+
     /// The table that the application uses, and the other.
     pub fn front_and_rear(&self) -> Result<(Relation, Relation), Failure> {
-        let (old, new) = (Relation::get(self.live)?, Relation::get(self.shadow)?);
+        let (old, new) = (self.table(self.live)?, self.table(self.shadow)?);
         Ok(if self.state == State::Swapped { (new, old) } else { (old, new) })
     }
 
     /// Both tables' present names, for SQL text.
     pub fn with_tables<T>(&self, work: impl FnOnce(Tables<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
-        let (old, new) = (Relation::get(self.live)?, Relation::get(self.shadow)?);
+        let (old, new) = (self.table(self.live)?, self.table(self.shadow)?);
         work(Tables { old: &old.name, new: &new.name })
     }
 
@@ -117,7 +134,7 @@ impl Change {
     pub fn as_owner<T>(&self, extra: &[(&str, &str)], work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
         // The one who can have said so last: ALTER TABLE … OWNER TO is about the table that the application uses.
         let front = if self.state == State::Swapped { self.shadow } else { self.live };
-        let owner = Relation::get(front)?.owner();
+        let owner = self.table(front)?.owner();
         let mut settings = settings(&self.plan);
         settings.extend(extra.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         role::as_owner(owner, &settings, work)
@@ -161,15 +178,40 @@ impl Change {
         if self.state.is_open() {
             return Ok(());
         }
-        Err(self.not_now(&format!("it is {}", self.state)).hint("Begin a new one with migrator.create_shadow."))
+        Err(self.not_now(&format!("it is {}", self.state)))
     }
 
-    /// "change 7 of table public.orders …": the failure for a call at the wrong time.
+    /// "change 7 of table public.orders …": the failure for a call at the wrong time, with the call that its state is waiting for.
     pub fn not_now(&self, why: &str) -> Failure {
+        let table = plain_regclass(&self.name());
         Failure::new(
             code::NOT_IN_STATE,
             format!("change {} of table {} cannot do that: {why}", self.id, self.name().plain()),
         )
+        .hint(match self.state {
+            State::Created
+            | State::Syncing
+            | State::Copying
+            | State::Indexing
+            | State::CatchingUp
+            | State::Verifying => {
+                format!("Go on with it: call migrator.prepare('{table}'); or give it up: {}", self.call("cancel"))
+            }
+            State::Ready => {
+                format!("Swap it: select * from migrator.swap('{table}'); or give it up: {}", self.call("cancel"))
+            }
+            State::Swapped => {
+                format!("Keep it: {} or take it back: select * from migrator.rollback('{table}');", self.call("finish"))
+            }
+            State::Finished | State::Cancelled => {
+                format!("Begin a new one: select migrator.create_shadow('{table}', 'alter …');")
+            }
+        })
+    }
+
+    /// The hint for one that is blocked, where nobody knows better.
+    pub fn mended(&self) -> String {
+        format!("When that is mended: {}", self.call("resume"))
     }
 
     /// Moves to the next state, if that is a legal step, and leaves an event.

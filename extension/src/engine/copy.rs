@@ -2,7 +2,7 @@
 
 use crate::catalog::attempt::attempt;
 use crate::catalog::lock::{self, Hold, Mode, Wanted};
-use crate::catalog::{bulk, relation::Relation, spi};
+use crate::catalog::{bulk, spi};
 use crate::crash;
 use crate::engine::change::Change;
 use crate::engine::{bad_row, guard, sync};
@@ -55,7 +55,7 @@ pub fn batch(change: &Change) -> Result<Copied, Failure> {
     };
     lock::relation(Wanted { relation: change.live, mode: Mode::AccessShare });
     sync::check_ground(change)?;
-    if Some(Relation::get(change.live)?.filenode) != change.filenode {
+    if Some(change.table(change.live)?.filenode) != change.filenode {
         return Ok(Copied::Void);
     }
     let until = chunk.block_until.min(chunk.block_from + u64::try_from(chunk.batch_blocks).unwrap_or(1).max(1));
@@ -134,6 +134,7 @@ fn block(change: &Change, block: u64) -> Result<i64, Failure> {
 /// `migrator.copy_batch`: one batch, laying the copy out first where that is still to do.
 pub fn copy_batch(mut change: Change) -> Result<Copied, Failure> {
     guard::fresh_snapshots("migrator.copy_batch")?;
+    change.check_open()?;
     guard::may_go_on(&change)?;
     if change.state == State::Syncing || (change.state == State::Copying && change.filenode.is_none()) {
         lock::change(change.id, Hold::Alone);
@@ -162,7 +163,7 @@ pub fn copy_batch(mut change: Change) -> Result<Copied, Failure> {
         }
         State::Syncing => Ok(Copied::Busy),
         State::Indexing | State::CatchingUp | State::Verifying | State::Ready | State::Swapped => Ok(Copied::Done),
-        State::Finished | State::Cancelled => Err(change.not_now(&format!("it is {}", change.state))),
+        State::Finished | State::Cancelled => change.check_open().map(|()| Copied::Done),
     }
 }
 

@@ -36,6 +36,22 @@ pub fn outside_transaction(what: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Refuses to run where a procedure cannot commit, before it has done anything.
+pub fn commits(what: &str) -> Result<(), Failure> {
+    // SAFETY: reads backend-local state of SPI, which is that of the procedure that calls us: we are not connected.
+    if unsafe { pg_sys::SPI_inside_nonatomic_context() } {
+        return Ok(());
+    }
+    Err(Failure::new(
+        code::ACTIVE_TRANSACTION,
+        format!("{what} cannot run inside a transaction block, a function, or a block with EXCEPTION"),
+    )
+    .detail("It commits after each of its steps, so that no lock lasts.")
+    .hint(format!(
+        "Call it in a statement of its own: call {what}(…); Several statements in one psql -c are a transaction block, too."
+    )))
+}
+
 /// Refuses a change that is paused or blocked.
 pub fn may_go_on(change: &Change) -> Result<(), Failure> {
     if change.paused {
@@ -47,9 +63,8 @@ pub fn may_go_on(change: &Change) -> Result<(), Failure> {
 /// Refuses a change that is blocked. For what a person decides: a pause stops the work that goes on by itself, no more.
 pub fn not_blocked(change: &Change) -> Result<(), Failure> {
     if let Some(why) = &change.blocked {
-        let mut failure = change.not_now(&format!("it is blocked: {why}"));
-        failure.hint = change.blocked_hint.clone();
-        return Err(failure);
+        let hint = change.blocked_hint.clone().unwrap_or_else(|| change.mended());
+        return Err(change.not_now(&format!("it is blocked: {why}")).hint(hint));
     }
     Ok(())
 }

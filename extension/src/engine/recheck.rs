@@ -14,9 +14,7 @@ pub fn whole(mut change: Change) -> Result<(i64, i64, i32), Failure> {
     match change.state {
         State::CatchingUp | State::Verifying | State::Ready => {}
         State::Created | State::Syncing | State::Copying | State::Indexing => {
-            return Err(change
-                .not_now(&format!("it is {}, and there is nothing to compare yet", change.state))
-                .hint(format!("Bring it there first: call migrator.prepare('{}');", change.name().plain())));
+            return Err(change.not_now(&format!("it is {}, and there is nothing to compare yet", change.state)));
         }
         State::Swapped | State::Finished | State::Cancelled => {
             return Err(change.not_now(&format!("it is {}, and verify compares before a swap", change.state)));

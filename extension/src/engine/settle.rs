@@ -76,16 +76,7 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
     lock::change(change.id, Hold::Alone);
     let mut change = change.again()?;
     if change.state != State::Swapped {
-        let failure = change.not_now(&format!("it is {}, not swapped", change.state));
-        return Err(if change.state.is_open() {
-            failure.hint(format!(
-                "Swap it first: {} To give it up instead: {}",
-                swap_call(&change),
-                change.call("cancel")
-            ))
-        } else {
-            failure
-        });
+        return Err(change.not_now(&format!("it is {}, not swapped", change.state)));
     }
     snapshot::refuse_before_swap(&change)?;
     if dry_run {
@@ -94,7 +85,7 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
     // A change does not end with foreign keys that nobody would ever validate.
     while validate_one(&change)? {}
     let backup = Relation::find(change.live)?;
-    let front = Relation::get(change.shadow)?;
+    let Some(front) = Relation::find(change.shadow)? else { return without_front(change, backup) };
     let what = format!("finish of table {} was not done", change.name().plain());
     let others = besides(&change, &backup)?;
     lock::settle(&what, &to_settle(&backup, &front, &others))?;
@@ -110,6 +101,25 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
     )?;
     clear(&change)?;
     crash::point("finish");
+    change.set_state(State::Finished)?;
+    Ok(State::Finished)
+}
+
+/// Ends a change whose new table somebody has dropped. What is left of its rows is in the backup, so that is not dropped here.
+fn without_front(mut change: Change, backup: Option<Relation>) -> Result<State, Failure> {
+    if let Some(backup) = backup.filter(|backup| backup.name.schema.as_str() == change.backup_schema()) {
+        let (name, table) = (change.name().plain(), backup.name.plain());
+        return Err(Failure::new(
+            code::NOT_IN_STATE,
+            format!("table {name} of change {} was dropped, and {table} is all that is left of it", change.id),
+        )
+        .detail("It was kept in step until then. Nothing was changed.")
+        .hint(format!(
+            "Keep it: alter table {table} set schema {}; or drop it: drop table {table}; Then call this again.",
+            Ident::new(change.table_schema.clone())
+        )));
+    }
+    clear(&change)?;
     change.set_state(State::Finished)?;
     Ok(State::Finished)
 }
@@ -144,10 +154,6 @@ fn besides(change: &Change, rear: &Option<Relation>) -> Result<Vec<u32>, Failure
     Ok(tables)
 }
 
-fn swap_call(change: &Change) -> String {
-    format!("select * from migrator.swap('{}');", change.name().plain())
-}
-
 /// Gives a change up before its swap: capture off, the shadow dropped. The live table was never touched.
 pub fn cancel(change: Change, dry_run: bool) -> Result<State, Failure> {
     change.check_open()?;
@@ -157,11 +163,7 @@ pub fn cancel(change: Change, dry_run: bool) -> Result<State, Failure> {
     lock::change(change.id, Hold::Alone);
     let mut change = change.again()?;
     if change.state == State::Swapped {
-        return Err(change.not_now("it is swapped").hint(format!(
-            "Take it back first: {} or keep it and drop the backup: {}",
-            change.call("rollback").replace("select ", "select * from "),
-            change.call("finish")
-        )));
+        return Err(change.not_now("it is swapped"));
     }
     change.check_open()?;
     if dry_run {

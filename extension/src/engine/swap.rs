@@ -197,15 +197,7 @@ fn check(change: &Change, way: Way) -> Result<(), Failure> {
         Way::Rollback => guard::not_blocked(change)?,
     }
     if change.state != way.begins_in() {
-        let failure = change.not_now(&format!("it is {}, not {}", change.state, way.begins_in()));
-        return Err(match (way, change.state) {
-            (Way::Swap, State::Swapped) => failure.hint(format!("It is swapped already. To take it back: {}", change.call("rollback"))),
-            (Way::Swap, _) => failure.hint(format!(
-                "Bring it there first: call migrator.prepare('{}'); or let the agent do it and wait: select * from migrator.status;",
-                change.name().plain()
-            )),
-            (Way::Rollback, _) => failure.hint("Only a change that was swapped can be rolled back; before that there is migrator.cancel."),
-        });
+        return Err(change.not_now(&format!("it is {}, not {}", change.state, way.begins_in())));
     }
     snapshot::refuse_old(change, way.verb())?;
     unchanged(change, way)?;

@@ -2,7 +2,6 @@
 
 use crate::capture::{log, switch};
 use crate::catalog::lock::{self, Hold, Mode, Wanted};
-use crate::catalog::relation::Relation;
 use crate::catalog::spi;
 use crate::engine::change::Change;
 use crate::engine::{guard, recapture, shape};
@@ -23,12 +22,9 @@ pub fn start(mut change: Change) -> Result<State, Failure> {
     let broken = change.capture.is_some() && recapture::is_broken(&change)?;
     let again = broken || (change.blocked.is_some() && change.state.may_become(State::Syncing));
     if change.state != State::Created && !again {
-        return Err(change.not_now(&format!("it is {}, and capture is on already", change.state)).hint(format!(
-            "Go on with call migrator.prepare('{}'); or look: select * from migrator.status;",
-            change.name().plain()
-        )));
+        return Err(change.not_now(&format!("it is {}, and capture is on already", change.state)));
     }
-    let live = Relation::get(change.live)?;
+    let live = change.table(change.live)?;
     let key: Vec<Ident> = change.plan.key.iter().map(|column| column.old.clone()).collect();
     if change.state != State::Swapped && shape::structure(change.live)? != change.plan.structure {
         return Err(structure_changed(&change));
@@ -95,7 +91,7 @@ fn warn_of_standbys() -> Result<(), Failure> {
 /// Notes the blocks that the copy will read. In a later transaction than start_sync, so that every snapshot of the copy is newer than capture.
 pub fn lay_out(change: &mut Change) -> Result<(), Failure> {
     not_in_sync_transaction(change)?;
-    let name = Relation::get(change.live)?.name;
+    let name = change.table(change.live)?.name;
     // ACCESS SHARE, as the copy itself takes: from here to the end of the transaction the file stays the same.
     lock::relation(Wanted { relation: change.live, mode: Mode::AccessShare });
     spi::execute("delete from migrator.chunk where change = $1 and step = 'copy'", &[change.id.into()])?;
@@ -130,7 +126,7 @@ pub fn start_over(change: &mut Change, why: &str) -> Result<(), Failure> {
 }
 
 fn clear_shadow(change: &Change) -> Result<(), Failure> {
-    let shadow = Relation::get(change.shadow)?.name;
+    let shadow = change.table(change.shadow)?.name;
     // The owner could have put a trigger on the shadow: it must not run with our rights.
     let as_owner = |statement: String| change.as_owner(&[], || spi::execute(&statement, &[]));
     #[derive(Deserialize)]

@@ -40,14 +40,14 @@ select * from constraints where relation = 'orders'::regclass;
 select name, not_null from columns where relation = 'orders';
 
 -- Rows that break a constraint: it stays, NOT VALID; the same call goes on when they are mended.
-call migrator.alter_table('orders', 'add column z int, add constraint cheap check (price < 900)');
+call migrator.alter_table('orders', 'add column z int, add constraint cheap check (price < 900)'); \echo :LAST_ERROR_SQLSTATE
 select name, valid from constraints where name = 'cheap';
 insert into orders values (2000, 1, 'new', 'x', 1000);
-call migrator.alter_table('orders', 'add column z int, add constraint cheap check (price < 900)');
+call migrator.alter_table('orders', 'add column z int, add constraint cheap check (price < 900)'); \echo :LAST_ERROR_SQLSTATE
 update orders set price = 899 where price >= 900;
 call migrator.alter_table('orders', 'add column z int, add constraint cheap check (price < 900)');
 select name, valid from constraints where name = 'cheap';
-call migrator.alter_table('orders', 'alter note set not null');
+call migrator.alter_table('orders', 'alter note set not null'); \echo :LAST_ERROR_SQLSTATE
 update orders set note = 'note';
 call migrator.alter_table('orders', 'alter note set not null');
 update orders set other = 1000 where id = 1;
@@ -81,7 +81,7 @@ select migrator.cancel('orders');
 select name, type from columns where relation = 'orders' and name = 'id';
 select count(*), sum(id) from orders;
 call migrator.alter_table('orders', 'alter id type bigint', transform => '{"note": "upper(note)"}', reverse => '{"note": "lower(note)"}');
-call migrator.alter_table('orders', 'add column late int');
+call migrator.alter_table('orders', 'add column late int'); \echo :LAST_ERROR_SQLSTATE
 select migrator.finish('orders');
 select min(note), max(id), count(*) from orders;
 select count(*) from migrator.status;
@@ -91,28 +91,28 @@ create table big (id int, code varchar(10), filler text);
 alter table big alter filler set storage plain;
 insert into big select i, 'c' || i, repeat('x', 300) from generate_series(1, 30000) i;
 create view on_code as select code from big;
-select way, statement from plan('big', 'alter code type varchar(20)', 'in_place');
+select way, statement from plan('big', 'alter code type varchar(20)', 'in_place'); \echo :LAST_ERROR_SQLSTATE
 drop view on_code;
 select way from plan('big', 'alter code type varchar(20)');
 alter table big add constraint short check (length(code) < 9);
-select way, statement from plan('big', 'alter code type varchar(20)', 'in_place');
+select way, statement from plan('big', 'alter code type varchar(20)', 'in_place'); \echo :LAST_ERROR_SQLSTATE
 alter table big drop constraint short;
 
 -- Indexes: outside a transaction, or through a shadow.
 select * from plan('big', 'add primary key (id), add column k int', 'concurrently');
-call migrator.alter_table('big', 'add primary key (id)', 'concurrently');
-call migrator.alter_table('big', 'add primary key (id)');
+call migrator.alter_table('big', 'add primary key (id)', 'concurrently'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('big', 'add primary key (id)'); \echo :LAST_ERROR_SQLSTATE
 create unique index concurrently big_pkey on big (id);
 select * from plan('big', 'add constraint big_pkey primary key using index big_pkey');
 call migrator.alter_table('big', 'add constraint big_pkey primary key using index big_pkey, add column k int');
 select name, not_null from columns where relation = 'big';
 select * from constraints where relation = 'big'::regclass;
 select distinct way from plan('big', 'add unique (code)');
-call migrator.alter_table('big', 'add unique (code)', 'in_place');
-call migrator.alter_table('big', 'alter id type bigint', 'in_place');
+call migrator.alter_table('big', 'add unique (code)', 'in_place'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('big', 'alter id type bigint', 'in_place'); \echo :LAST_ERROR_SQLSTATE
 select way from plan('big', 'add column g int generated always as (id + 1) stored') limit 1;
 select way from plan('big', 'add column g int default 1 not null');
-call migrator.alter_table('big', 'add column r float8 default random()');
+call migrator.alter_table('big', 'add column r float8 default random()'); \echo :LAST_ERROR_SQLSTATE
 call migrator.alter_table('big', 'enable row level security, replica identity full, cluster on big_pkey, disable trigger user, set (fillfactor = 90), alter code set statistics 10');
 call migrator.alter_table('big', 'add unique (code)');
 select migrator.finish('big');
@@ -138,7 +138,7 @@ insert into part select i, '2020-06-01'::date + i, i from generate_series(1, 300
 call migrator.alter_table('part', 'add column n int default 1, add constraint pos check (v > 0), alter v set not null');
 select relation, name, not_null from columns where relation like 'part%' and name in ('n', 'v');
 select * from constraints where name = 'pos';
-call migrator.alter_table('part_1', 'alter v type bigint');
+call migrator.alter_table('part_1', 'alter v type bigint'); \echo :LAST_ERROR_SQLSTATE
 
 -- Names that hurt.
 create table "Order Items; --" ("Id'1" int primary key, "a,b" int, "not valid" text);
@@ -153,36 +153,37 @@ call migrator.alter_table('"Order Items; --"', 'add check ("a,b" < 1000), -- why
 select name, valid from constraints where name like '%check';
 
 -- What is refused, with nothing changed.
-call migrator.alter_table(null, 'add column q int');
-call migrator.alter_table('small', null);
-call migrator.alter_table('small', ' ');
-call migrator.alter_table('small', 'add column q int', 'fast');
-call migrator.alter_table('small', 'add column');
-call migrator.alter_table('small', 'add column q int; drop table small');
-call migrator.alter_table('small', 'add column q int); drop table small; --');
-call migrator.alter_table('small', 'alter nope type int');
-call migrator.alter_table('small', 'add foreign key (v) references nope');
-call migrator.alter_table('small', 'add check (nope > 0)');
-call migrator.alter_table('small', 'owner to postgres');
-call migrator.alter_table('small', 'set schema public');
-call migrator.alter_table('part', 'attach partition small for values from (''2023-01-01'') to (''2024-01-01'')');
-call migrator.alter_table('small', 'add column q int', transform => '[1]');
-call migrator.alter_table('small', 'add column q int', 'in_place', transform => '{"q": "1"}');
-call migrator.alter_table('small', 'replica identity full', 'shadow');
-call migrator.alter_table('columns', 'add column q int');
-call migrator.alter_table('pg_class', 'add column q int');
-call migrator.alter_table('migrator.change', 'add column q int');
+call migrator.alter_table(null, 'add column q int'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', null); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', ' '); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', 'add column q int', 'fast'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', 'add column'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', 'add column q int; drop table small'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', 'add column q int); drop table small; --'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', 'alter nope type int'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', 'add foreign key (v) references nope'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', 'add check (nope > 0)'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', 'owner to postgres'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', 'set schema public'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('part', 'attach partition small for values from (''2023-01-01'') to (''2024-01-01'')'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', 'add column q int', transform => '[1]'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', 'add column q int', 'in_place', transform => '{"q": "1"}'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('small', 'replica identity full', 'shadow'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('columns', 'add column q int'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('pg_class', 'add column q int'); \echo :LAST_ERROR_SQLSTATE
+call migrator.alter_table('migrator.change', 'add column q int'); \echo :LAST_ERROR_SQLSTATE
 begin;
-call migrator.alter_table('small', 'add column q int');
+call migrator.alter_table('small', 'add column q int'); \echo :LAST_ERROR_SQLSTATE
 rollback;
+do $$ begin call migrator.alter_table('small', 'add column q int'); exception when undefined_table then null; end $$; \echo :LAST_ERROR_SQLSTATE
 set default_transaction_isolation = serializable;
-call migrator.alter_table('small', 'add column q int');
+call migrator.alter_table('small', 'add column q int'); \echo :LAST_ERROR_SQLSTATE
 reset default_transaction_isolation;
 create role regress_alter_stranger;
 grant usage on schema alter_table to regress_alter_stranger;
 set role regress_alter_stranger;
-call migrator.alter_table('small', 'add column q int');
-select * from migrator.alter_plan('small', 'add column q int');
+call migrator.alter_table('small', 'add column q int'); \echo :LAST_ERROR_SQLSTATE
+select * from migrator.alter_plan('small', 'add column q int'); \echo :LAST_ERROR_SQLSTATE
 reset role;
 select name from columns where relation = 'small';
 
@@ -194,7 +195,7 @@ insert into owned values (1);
 alter table owned owner to regress_alter_owner;
 create function spy(int) returns boolean language plpgsql as $$ begin raise notice 'as %', current_user; return true; end $$;
 call migrator.alter_table('owned', 'add check (alter_table.spy(id))');
-call migrator.alter_table('owned', 'add foreign key (id) references customer');
+call migrator.alter_table('owned', 'add foreign key (id) references customer'); \echo :LAST_ERROR_SQLSTATE
 
 select count(*) from pg_namespace where nspname ~ '^migrator_(probe|shadow|backup)';
 drop table owned;

@@ -7,9 +7,7 @@ call migrator.prepare('public.bad');
 select state, bad_rows from migrator.status where relation = 'public.bad';
 select key, direction, sqlstate, message from migrator.bad_rows where relation = 'public.bad' order by key;
 select * from migrator.verify('public.bad');
-\set VERBOSITY terse
-select swapped from migrator.swap('public.bad');
-\set VERBOSITY default
+select swapped from migrator.swap('public.bad'); \echo :LAST_ERROR_SQLSTATE
 -- Mended, they are taken in by themselves.
 update public.bad set word = 'fine' where id = 5;
 delete from public.bad where id = 900;
@@ -19,9 +17,7 @@ select count(*), max(word) filter (where id = 5) as mended from public.bad;
 update public.bad set word = null where id = 7;
 select step from migrator.advance((select change from migrator.status where relation = 'public.bad'));
 select bad_rows, unfit like '{"id": "7"}: %' as named from migrator.status where relation = 'public.bad';
-\set VERBOSITY terse
-select rolled_back from migrator.rollback('public.bad');
-\set VERBOSITY default
+select rolled_back from migrator.rollback('public.bad'); \echo :LAST_ERROR_SQLSTATE
 update public.bad set word = 'some' where id = 7;
 select rolled_back from migrator.rollback('public.bad');
 select id, word from public.bad where id in (5, 7);

@@ -47,10 +47,11 @@ pub fn table(request: &Request) -> Result<Relation, Failure> {
         "r" | "p" => {}
         "v" | "m" => return Err(not("is a view").hint("Replace it with create or replace view.")),
         "f" => return Err(not("is a foreign table").hint("It holds no rows here: use ALTER FOREIGN TABLE.")),
-        _ => return Err(not("is not a table")),
+        _ => return Err(not("is not a table").hint("Name the table that the application uses.")),
     }
     if facts.system {
-        return Err(not("is a system catalog"));
+        return Err(not("is a system catalog")
+            .hint("Only PostgreSQL changes its shape. Name the table that the application uses."));
     }
     if facts.is_ours {
         return Err(not("belongs to migrator itself")

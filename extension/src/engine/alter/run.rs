@@ -155,14 +155,12 @@ fn told(mut failure: Failure, request: &Request, live: &Relation, steps: &[Step]
             .collect::<Vec<_>>()
             .join(" ")
     };
-    let detail = failure.detail.take().unwrap_or_default();
-    failure.detail = Some(if number == 0 {
-        let rest = if detail.contains("Nothing was changed") { "" } else { " Nothing was changed." };
-        format!("{detail}{rest}").trim().to_owned()
-    } else {
+    if number > 0 {
+        let detail = failure.detail.take().unwrap_or_default();
         let detail = detail.replace("Nothing was changed, and no session", "No session");
-        format!("{detail} Done: {} Left: {}", list(&steps[..number]), list(&steps[number..])).trim().to_owned()
-    });
+        let told = format!("{detail} Done: {} Left: {}", list(&steps[..number]), list(&steps[number..]));
+        failure.detail = Some(told.trim().to_owned());
+    }
     let again = format!(
         "call migrator.alter_table({}, {});",
         literal(&name),
