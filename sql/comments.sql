@@ -19,7 +19,7 @@ Nothing of the live table is locked against readers or writers, read or written.
 - shadow: an empty table that you made, instead of actions. Its columns are matched by name.
 - on_ready: `wait` for somebody to swap, or `swap` as soon as it is ready.
 
-Errors: 42501 not the owner; 0A000 something about the table, its dependants or the actions is not supported, by name; 55000 no key; 55006 a change of this table is under way; 23502 rows that exist, or rows on the way back, have no value for a NOT NULL column; 42846 no way from one type to the other, or back; 42703 no such column.$$;
+Errors: 42501 not the owner; 0A000 something about the table, its dependants or the actions is not supported, by name; 2BP01 something hangs on the table that cannot follow it, by name; 55000 no key; 55006 a change of this table is under way; 23502 rows that exist, or rows on the way back, have no value for a NOT NULL column; 42846 no way from one type to the other, or back; 42703 no such column.$$;
 
 comment on function migrator.explain(regclass, text, jsonb, jsonb, regclass) is
 $$What create_shadow with the same arguments would begin, and all that would follow. It makes the shadow and takes it away again, so it fails where create_shadow would, and leaves nothing behind.
@@ -93,7 +93,7 @@ It may be stopped and called again at any time. It waits out holds, and ends at 
 
 - relation, change: the table, or the change's id; exactly one of them.
 
-Errors: 2D000 inside a transaction block; 57014 Ctrl-C or pg_cancel_backend (statement_timeout does not end it, as a notice says); 55000 the change is paused or blocked.$$;
+Errors: 25001 inside a transaction block, a function, or a block with EXCEPTION; 57014 Ctrl-C or pg_cancel_backend (statement_timeout does not end it, as a notice says); 55000 the change is paused or blocked.$$;
 
 comment on function migrator.verify(regclass, bigint) is
 $$Catches up and compares every row of both tables by a hash of its stored image, in one call and one transaction. Rows that differ are written anew and everything is compared again, up to three rounds.
@@ -410,7 +410,7 @@ It commits after each of its steps, so it runs outside BEGIN only. What an actio
 - strategy: `auto`; `in_place`, refused where rows of a table of more than 8 MB, its indexes included, would be read or rewritten under a strong lock; `shadow`. Up to 8 MB auto builds an index in place too; it never rewrites rows there, because older transactions would then find the table empty.
 - transform, reverse: as for create_shadow. With one of them the change goes through a shadow.
 
-Errors: 25001 inside BEGIN; 42601 not a list of actions; 0A000 not possible this way; 55P03 the table was too busy for a lock; 55006 a change of this table is under way; 23514, 23503 rows that exist break a constraint: it stays, NOT VALID, and the same call goes on when they are mended; 57014 Ctrl-C or pg_cancel_backend (statement_timeout does not end it, as a notice says). All else that ALTER TABLE and create_shadow raise. DETAIL says what was done and what is left.$$;
+Errors: 25001 inside a transaction block, a function, or a block with EXCEPTION; 42601 not a list of actions; 0A000 not possible this way; 55P03 the table was too busy for a lock; 55006 a change of this table is under way; 23514, 23503 rows that exist break a constraint: it stays, NOT VALID, and the same call goes on when they are mended; 57014 Ctrl-C or pg_cancel_backend (statement_timeout does not end it, as a notice says). All else that ALTER TABLE and create_shadow raise. DETAIL says what was done and what is left.$$;
 
 comment on function migrator.alter_plan(regclass, text, text, jsonb, jsonb) is
 $$What alter_table with the same arguments would do. Changes nothing.
