@@ -34,8 +34,15 @@ pub fn examine(caller: pgrx::pg_sys::Oid) -> Result<Vec<Finding>, Failure> {
           where h.phase in ('created', 'syncing', 'copying', 'indexing', 'catching_up', 'verifying') and h.state not in ('paused', 'blocked') \
             and e.at < pg_catalog.clock_timestamp() - interval '1 hour' \
          union all select 'error', pg_catalog.format('schema %I', n.nspname), 'a change that is over, or was never recorded here, left it behind', \
-                pg_catalog.format('Look into it, then: drop schema %I cascade;', n.nspname) \
-           from pg_catalog.pg_namespace n where n.nspname ~ '^migrator_(shadow|backup)_[0-9]{{1,18}}$' \
+                pg_catalog.concat_ws(' ', case when i.drops is not null then \
+                  'Nobody keeps in step what is in it. Look at it, keep what you need (alter table … set schema …), then, one by one, for each refuses while something depends on it:' end, \
+                  i.drops, pg_catalog.format('drop schema %I;', n.nspname)) \
+           from pg_catalog.pg_namespace n, lateral (select pg_catalog.string_agg(pg_catalog.format('drop %s %s;', case c.relkind \
+                  when 'v' then 'view' when 'm' then 'materialized view' when 'S' then 'sequence' when 'f' then 'foreign table' else 'table' end, c.oid::pg_catalog.regclass), ' ' \
+                  order by c.relkind in ('r', 'p'), c.oid) as drops \
+                from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and not c.relispartition \
+                  and not exists (select from pg_catalog.pg_depend d where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objid = c.oid and d.deptype in ('a', 'i') and c.relkind = 'S')) i \
+          where n.nspname ~ '^migrator_(shadow|backup)_[0-9]{{1,18}}$' \
             and not exists (select from migrator.change c where c.state not in ('finished', 'cancelled') and c.id = pg_catalog.substring(n.nspname, '[0-9]+')::pg_catalog.int8) \
          union all select 'error', pg_catalog.format('trigger %I on %s', t.tgname, t.tgrelid::pg_catalog.regclass), 'it captures writes for a change that is over', \
                 pg_catalog.format('drop trigger %I on %s;', t.tgname, t.tgrelid::pg_catalog.regclass) \
@@ -47,10 +54,16 @@ pub fn examine(caller: pgrx::pg_sys::Oid) -> Result<Vec<Finding>, Failure> {
                 'while capture is on, writes after a failover need the library there', 'Make sure that the extension''s files are installed on it.' \
            from pg_catalog.pg_stat_replication r where exists (select from seen) \
          union all select 'warning', pg_catalog.format('prepared transaction %s', p.gid), \
-                pg_catalog.format('it is %s old and may hold locks that a swap needs', pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - p.prepared)), \
-                pg_catalog.format('commit prepared %L; or rollback prepared %L;', p.gid, p.gid) \
-           from pg_catalog.pg_prepared_xacts p where p.database = pg_catalog.current_database() and p.prepared < pg_catalog.clock_timestamp() - interval '1 minute' \
-            and exists (select from seen) \
+                pg_catalog.format('it is %s old and %s', pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - p.prepared), \
+                  coalesce('holds ' || k.tables || ', which no swap gets past', 'may hold locks that a swap needs')), \
+                pg_catalog.format('Ask whose it is, then: commit prepared %L; or: rollback prepared %L;', p.gid, p.gid) \
+           from pg_catalog.pg_prepared_xacts p, lateral (select pg_catalog.string_agg(distinct h.relation, ', ') as tables from seen h join pg_catalog.pg_locks l \
+                  on l.locktype = 'relation' and l.pid is null and l.relation in (h.live, h.shadow) \
+                  join pg_catalog.pg_locks x on x.locktype = 'transactionid' and x.pid is null and x.granted and x.transactionid = p.transaction \
+                    and x.virtualtransaction = l.virtualtransaction \
+                 where l.database = (select d.oid from pg_catalog.pg_database d where d.datname = p.database)) k \
+          where p.database = pg_catalog.current_database() and exists (select from seen) \
+            and (k.tables is not null or p.prepared < pg_catalog.clock_timestamp() - interval '1 minute') \
          ) q order by case q.severity when 'error' then 0 when 'warning' then 1 else 2 end, q.subject",
         version = env!("CARGO_PKG_VERSION")
     );
