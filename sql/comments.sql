@@ -369,6 +369,7 @@ comment on column migrator.build.attach is 'The statement that makes a constrain
 comment on column migrator.build.is_key is 'Whether catch-up finds rows by it.';
 comment on column migrator.build.built_at is 'When it was made; null: it is not.';
 comment on column migrator.build.took is 'How long that took.';
+comment on column migrator.build.refused is 'Whether rows stood in its way: what was written since is replayed before it is tried again.';
 
 comment on table migrator.bad_row is 'Internal: read migrator.bad_rows instead.';
 comment on column migrator.bad_row.change is 'Id of the change.';

@@ -77,6 +77,7 @@ create table migrator.build (
     is_key     boolean not null default false,
     built_at   timestamptz,
     took       interval,
+    refused    boolean not null default false,      -- rows stood in its way: what was written since is replayed before the next try
     primary key (change, number)
 );
 

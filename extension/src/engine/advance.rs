@@ -216,6 +216,16 @@ fn indexing(change: &Change) -> Result<Advanced, Failure> {
             Ok(done)
         });
     }
+    if build::was_refused(change)? {
+        return alone(change, |change| {
+            sync::check_ground(change)?;
+            let taken = reconcile::first(change)?;
+            if !taken.truncated && change.again()?.blocked.is_none() {
+                build::try_again(change)?;
+            }
+            step(change, "reconcile", taken.inserted)
+        });
+    }
     shared(change, |change| match build::one(change)? {
         build::Built::One(_) => step(change, "build", 0),
         build::Built::Busy => turn(change),

@@ -44,6 +44,10 @@ pub fn one(change: &Change) -> Result<Built, Failure> {
     if let Err(failure) = built {
         if failure.code.starts_with("23") || failure.code.starts_with("22") {
             let detail = failure.detail.clone().unwrap_or_default();
+            spi::execute(
+                "update migrator.build set refused = true where change = $1 and number = $2",
+                &[change.id.into(), row.number.into()],
+            )?;
             change.block(
                 &format!("index {} cannot be built: {}. {detail}", row.name, failure.message),
                 &format!("Mend the rows in the table, then: {}", change.call("resume")),
@@ -60,6 +64,25 @@ pub fn one(change: &Change) -> Result<Built, Failure> {
     )?;
     change.event("build", &format!("index {} built", row.name), json!({"seconds": seconds}))?;
     Ok(Built::One(row.name))
+}
+
+/// Whether rows stood in the way of one: mended in the live table, they are still in the shadow as they were.
+pub fn was_refused(change: &Change) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct Refused {
+        refused: bool,
+    }
+    let build: Refused = spi::fetch_one(
+        "select exists (select from migrator.build where change = $1 and refused) as refused",
+        &[change.id.into()],
+    )?;
+    Ok(build.refused)
+}
+
+/// Lets what was refused be tried again. The caller has replayed the key log.
+pub fn try_again(change: &Change) -> Result<(), Failure> {
+    spi::execute("update migrator.build set refused = false where change = $1 and refused", &[change.id.into()])
+        .map(|_| ())
 }
 
 /// How many are not built.
