@@ -42,7 +42,8 @@ pub fn one(change: &Change) -> Result<Built, Failure> {
     let begun = Instant::now();
     let built = timeout::unbounded(|| attempt(|| change.as_owner(&[], || spi::execute(&row.sql, &[]))));
     if let Err(failure) = built {
-        if failure.code.starts_with("23") || failure.code.starts_with("22") {
+        // 54: a value is too long for an index.
+        if ["22", "23", "54"].iter().any(|class| failure.code.starts_with(class)) {
             let detail = failure.detail.clone().unwrap_or_default();
             spi::execute(
                 "update migrator.build set refused = true where change = $1 and number = $2",
