@@ -194,7 +194,7 @@ Takes SHARE UPDATE EXCLUSIVE on the referencing table and ROW SHARE on the refer
 
 - relation, change: the table, or the change's id; exactly one of them.
 
-Errors: 23503 a row refers to nothing: mend it, then call again.$$;
+Errors: 23503 a row refers to nothing: mend it, then call again; 55P03 somebody holds one of the two tables: call again.$$;
 
 comment on function migrator.ensure_changed(regclass, interval) is
 $$True when the last change of a table is swapped or finished; an error otherwise. For an application migration that needs the new shape: it fails, and is run again later, instead of meeting the old one.

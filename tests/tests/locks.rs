@@ -22,6 +22,7 @@ for_oldest_and_newest_server!(
     a_swap_behind_a_long_reader,
     a_swap_behind_a_prepared_transaction,
     referenced_tables_wait_no_longer,
+    validation_gives_way_to_whoever_locks_both_tables,
 );
 
 const STATEMENTS: [&str; 3] = [
@@ -480,5 +481,55 @@ async fn serializable_readers_are_in_nobodys_way(server: Server) -> Result<()> {
     open.run("commit").await?;
     change.until_ready().await?;
     change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+/// TRUNCATE of both, for instance, has the one and asks for the other when validation has the other and asks for the one.
+async fn validation_gives_way_to_whoever_locks_both_tables(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table parents (id int primary key); insert into parents select generate_series(1, 50);
+             create table children (id int primary key, parent int references parents); insert into children select g, g from generate_series(1, 50) g",
+        )
+        .await?;
+    let change = Change::create(&database, "public.parents", "alter column id type bigint").await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    let application = database.connect_as("postgres", "application").await?;
+    let validate = format!("select migrator.validate(change => {})", change.id);
+    let alter = "call migrator.alter_table('children', 'validate constraint up')";
+    session
+        .run(
+            "create table elders (id int primary key); insert into elders select generate_series(1, 50);
+             alter table children add constraint up foreign key (id) references elders not valid",
+        )
+        .await?;
+    for (call, parents) in [(validate.as_str(), "parents"), (alter, "elders")] {
+        application.run("set deadlock_timeout = '150ms'; begin").await?;
+        application.run(&format!("lock table {parents} in access exclusive mode")).await?;
+        let caller = database.connect_as("postgres", "caller").await?;
+        caller.run("set deadlock_timeout = '150ms'").await?;
+        let pid = caller.pid;
+        let owned = call.to_owned();
+        let calling = tokio::spawn(async move { caller.run(&owned).await });
+        // Longer than the server waits before it looks for a circle: from now on only the application's own wait could find one.
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(250) && !calling.is_finished() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let locked = application.run("lock table children in access exclusive mode; commit").await;
+        locked.with_context(|| format!("the application was ended by {call} of {pid}"))?;
+        let outcome = calling.await?;
+        ensure!(outcome.as_ref().err().is_none_or(|error| error.is_worth_retrying()), "{call}: {outcome:?}");
+    }
+    session.run(&validate).await?;
+    session.run(alter).await?;
+    ensure!(
+        session.number("select count(*) from pg_constraint where contype = 'f' and not convalidated").await? == 0,
+        "not all is validated"
+    );
+    change.finish().await?;
     nothing_left_behind(&database).await
 }

@@ -289,6 +289,11 @@ fn gave_up(what: &str) -> Failure {
     .hint("Call it again; at a quieter moment it needs fewer attempts.")
 }
 
+/// The failure of a statement whose lock was not granted in time, in the words of the others.
+pub fn not_granted(failure: Failure, what: &str) -> Failure {
+    if failure.code == code::LOCK_NOT_AVAILABLE { gave_up(what) } else { failure }
+}
+
 fn held_up(what: &str, blocker: &Blocker) -> Failure {
     Failure::new(
         code::LOCK_NOT_AVAILABLE,

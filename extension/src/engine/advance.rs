@@ -308,7 +308,7 @@ fn keep_in_step(change: &mut Change, rotate: bool) -> Result<Advanced, Failure> 
         // After a comparison of everything a swap would be invisible to each snapshot of now: not in this transaction.
         let few = taken.taken <= NEARLY && !taken.everything;
         Advanced { done: few, wait_ms: if few { TURN_MS } else { 0 }, ..step(change, "catch_up", taken.inserted)? }
-    } else if settle::validate_one(change)? {
+    } else if validate(change)? {
         return step(change, "validate", 0);
     } else {
         retry_bad_rows(change)?;
@@ -321,6 +321,14 @@ fn keep_in_step(change: &mut Change, rotate: bool) -> Result<Advanced, Failure> 
         done.wait_ms = done.wait_ms.min(TURN_MS);
     }
     Ok(done)
+}
+
+/// Validates one foreign key. Where somebody holds one of its tables it is for the next time, and no reason not to keep in step.
+fn validate(change: &Change) -> Result<bool, Failure> {
+    match settle::validate_one(change, settle::Patience::Moment) {
+        Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => Ok(false),
+        outcome => outcome,
+    }
 }
 
 fn swap_now(change: &Change) -> Result<Advanced, Failure> {

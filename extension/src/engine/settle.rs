@@ -1,6 +1,7 @@
 //! How a change ends: foreign keys validated and backup dropped, or shadow dropped; and the marks that stop it for a while.
 
 use crate::capture::{log, switch};
+use crate::catalog::attempt::attempt;
 use crate::catalog::lock::{self, Hold, Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi, timeout};
@@ -30,19 +31,33 @@ fn unvalidated(change: &Change) -> Result<Vec<Unvalidated>, Failure> {
     Ok(row.unvalidated)
 }
 
+/// How long validation waits for the referencing table, on which autovacuum may be at work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Until a plain autovacuum gives way: for a transaction that holds no table yet.
+    Autovacuum,
+    /// As long as for any lock; for one that does.
+    Moment,
+}
+
 /// Validates one of the foreign keys that the swap added NOT VALID. False when none is left. VALIDATE takes
 /// SHARE UPDATE EXCLUSIVE on the referencing and ROW SHARE on the referenced table: neither stops a reader or a writer.
-pub fn validate_one(change: &Change) -> Result<bool, Failure> {
+///
+/// Somebody who locks both (TRUNCATE does) may have one and wait for the other. Whoever waits for less than deadlock_timeout
+/// is gone before the server looks for somebody to end.
+pub fn validate_one(change: &Change, patience: Patience) -> Result<bool, Failure> {
     let mut open = unvalidated(change)?;
     let Some(next) = open.pop() else { return Ok(false) };
     // `table` is quoted and qualified, `constraint` the bare name, as carry-over wrote them.
     #[derive(Deserialize)]
     struct Key {
+        tables: Vec<u32>,
         owner: u32,
         valid: bool,
     }
     let key: Option<Key> = spi::fetch_optional(
-        "select r.relowner::pg_catalog.int8 as owner, k.convalidated as valid from pg_catalog.pg_constraint k \
+        "select coalesce((select pg_catalog.jsonb_agg(t.relid::pg_catalog.oid::pg_catalog.int8 order by t.level, t.relid) from pg_catalog.pg_partition_tree(r.oid) t), \
+           pg_catalog.jsonb_build_array(r.oid::pg_catalog.int8)) as tables, r.relowner::pg_catalog.int8 as owner, k.convalidated as valid from pg_catalog.pg_constraint k \
          join pg_catalog.pg_class r on r.oid = k.conrelid where k.conrelid = pg_catalog.to_regclass($1)::pg_catalog.oid and k.conname = $2 and k.contype = 'f'",
         &[next.table.as_str().into(), next.constraint.as_str().into()],
     )?;
@@ -52,7 +67,13 @@ pub fn validate_one(change: &Change) -> Result<bool, Failure> {
         let statement = format!("alter table {} validate constraint {constraint}", next.table);
         // The check compares with operators and casts that may be the owner's own functions.
         let owner = pgrx::pg_sys::Oid::from(key.owner);
-        timeout::unbounded(|| role::as_owner(owner, &[], || spi::execute(&statement, &[])))?;
+        let what = format!("foreign key {} of {} was not validated", next.constraint, next.table);
+        if patience == Patience::Autovacuum {
+            lock::settle(&what, &key.tables)?;
+        }
+        let briefly = [("lock_timeout".to_owned(), lock::DEADLINE.as_millis().to_string())];
+        timeout::unbounded(|| attempt(|| role::as_owner(owner, &briefly, || spi::execute(&statement, &[]))))
+            .map_err(|failure| lock::not_granted(failure, &what))?;
     }
     let left = serde_json::to_value(&open).map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
     spi::execute("update migrator.change set unvalidated = $2 where id = $1", &[change.id.into(), JsonB(left).into()])?;
@@ -64,7 +85,7 @@ pub fn validate_one(change: &Change) -> Result<bool, Failure> {
 pub fn validate(change: &Change) -> Result<i64, Failure> {
     lock::change(change.id, Hold::Alone);
     let mut number = 0;
-    while validate_one(change)? {
+    while validate_one(change, Patience::Autovacuum)? {
         number += 1;
     }
     Ok(number)
@@ -83,7 +104,7 @@ pub fn finish(change: Change, dry_run: bool) -> Result<State, Failure> {
         return Ok(change.state);
     }
     // A change does not end with foreign keys that nobody would ever validate.
-    while validate_one(&change)? {}
+    while validate_one(&change, Patience::Autovacuum)? {}
     let backup = Relation::find(change.live)?;
     let Some(front) = Relation::find(change.shadow)? else { return without_front(change, backup) };
     let what = format!("finish of table {} was not done", change.name().plain());
@@ -170,7 +191,7 @@ pub fn cancel(change: Change, dry_run: bool) -> Result<State, Failure> {
         return Ok(change.state);
     }
     // After a rollback those of the old table are NOT VALID.
-    while validate_one(&change)? {}
+    while validate_one(&change, Patience::Autovacuum)? {}
     let shadow = Relation::find(change.shadow)?;
     let drop_shadow = || shadow.as_ref().map_or(Ok(()), |shadow| drop_ours(&change, shadow, &change.shadow_schema()));
     match (&change.capture, Relation::find(change.live)?) {
