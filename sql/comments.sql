@@ -55,7 +55,7 @@ Errors: 25001 inside a transaction block; 55P03 a writer stood in the way of eve
 -- Driving
 
 comment on function migrator.copy_batch(regclass, bigint) is
-$$Copies one bounded batch of rows (at most 8 MB of blocks, aimed at 150 ms) into the shadow. For driving the copy by hand with psql's `\watch`; `advance` does this and all the rest.
+$$Copies one bounded batch of rows (at most 8 MB of blocks, aimed at 200 ms and 8 MB of WAL) into the shadow. For driving the copy by hand with psql's `\watch`; `advance` does this and all the rest.
 
 - relation, change: the table, or the change's id; exactly one of them.
 
@@ -270,6 +270,50 @@ comment on column migrator.events.kind is 'What happened, one word.';
 comment on column migrator.events.message is 'What happened, a sentence.';
 comment on column migrator.events.detail is 'Figures and names, as an object.';
 
+-- The load of the server
+
+comment on view migrator.signals is
+$$What is watched so that work disturbs nobody: one row for each signal, with its limits, and why it slows work down or holds it.
+
+The server is looked at once a second while somebody drives a change, by one session for all. Shown to members of pg_monitor and to whoever may change one of the tables under way; others see no row. The guide has [what each signal is](guide.md#what-slows-it-down).$$;
+comment on column migrator.signals.signal is 'Its name, as set_limit takes it.';
+comment on column migrator.signals.verdict is '`go`; `slow`: smaller batches and rests between them; `hold`: none. One that concerns only some tables (a vacuum, a full tablespace) acts on their changes alone.';
+comment on column migrator.signals.factor is 'Of `slow`: work goes at this part of its speed, 4 meaning a quarter.';
+comment on column migrator.signals.reason is 'Why, as migrator.status tells it in `waits_for`; null with `go`.';
+comment on column migrator.signals.since is 'Since when; null with `go`.';
+comment on column migrator.signals.value is 'What the last look saw, at its worst; of lock_waits and active_sessions, how many more than usual. Null: nothing to see.';
+comment on column migrator.signals.enter is 'It is raised beyond this (free_disk: below it); `off`: it is not watched.';
+comment on column migrator.signals.leave is 'Once raised it is over when it is back at this; null: as soon as its cause is gone.';
+comment on column migrator.signals.ignoring is 'Standbys, slots, places or tables that are not watched for this signal.';
+comment on column migrator.signals.sampled_at is 'When the server was last looked at; null: never.';
+comment on column migrator.signals.set_by is 'The role that set the limit, or the own query; null: nobody did, these are the defaults.';
+comment on column migrator.signals.set_at is 'When it did.';
+comment on column migrator.signals.remedy is 'What helps against what is raised; null with `go`.';
+
+comment on function migrator.set_limit(text, text, text, text[]) is
+$$Says when a signal slows work down or holds it, for all changes of this database, from the next look on. What it does not name goes back to the default, so without any of them everything about the signal does. Returns the thresholds that are in force.
+
+Only the extension's owner and superusers may call it, until `grant execute` says otherwise: the limits protect the whole server.
+
+- signal: one of those in migrator.signals.
+- enter: it is raised beyond this, and free_disk below it: a duration (`30 s`), a size (`8 GB`) or a number. `off`: the signal is not watched.
+- leave: once raised it is over when it is back at this. Default: in the proportion of the default thresholds.
+- ignoring: names of standbys (application_name), replication slots, tablespaces (`tablespace NAME`, `the WAL`) or tables (for vacuum) that are left out.
+
+Errors: 22023 no such signal, not a threshold of it, or thresholds the wrong way round.$$;
+
+comment on function migrator.set_own_query(text, interval) is
+$$Adds a signal of your own, own_query: while the query says more than its limit (0, unless set_limit says otherwise), all work holds. Returns what it says now. Without arguments the query is taken away.
+
+The query runs once a second with the rights of the role that calls this function, in a security-restricted operation, and cannot write. Where the role was no superuser then and is one later, it is not asked any more. A query that fails, or takes too long, does not hold work but slows it to half its speed, and migrator.status names it. Who may call it: as set_limit.
+
+- query: one SELECT of one number, with each object named with its schema. Null: nothing to say.
+- timeout: how long it may take, at most 10 s. The worker that asks it waits that long.
+
+Errors: 22023 the timeout is out of bounds, or the answer is no number; and what the query raises, for one that fails now is refused.$$;
+
+comment on function migrator._signals() is 'Internal: what migrator.signals shows.';
+
 comment on function migrator.log(regclass, bigint) is
 $$The events of a change, oldest first.
 
@@ -344,6 +388,7 @@ comment on column migrator.change.rows_verified is 'Rows compared.';
 comment on column migrator.change.rows_mismatched is 'Rows that differed when compared.';
 comment on column migrator.change.verify_rounds is 'Rounds of verify that found a difference.';
 comment on column migrator.change.backlog is 'Keys in the key log when it was last looked at.';
+comment on column migrator.change.catch_up is 'Log blocks that the next batch of catching up takes, and how fast it goes.';
 comment on sequence migrator.change_id_seq is 'Internal: ids of changes.';
 
 comment on table migrator.chunk is 'Internal: ranges of blocks to copy and of keys to verify. The cursor commits with the rows.';
@@ -356,6 +401,8 @@ comment on column migrator.chunk.key_from is 'Verify: next key, as text; null: f
 comment on column migrator.chunk.key_until is 'Verify: first key behind the chunk, as text; null: to the last.';
 comment on column migrator.chunk.batch_blocks is 'Blocks of the next batch.';
 comment on column migrator.chunk.batch_rows is 'Verify: rows of the next batch of a range of keys, by the time that the last one took; null: none was taken yet.';
+comment on column migrator.chunk.rate is 'Copy: blocks a second, a moving average.';
+comment on column migrator.chunk.weight is 'Copy: bytes of WAL for each block, a moving average.';
 comment on column migrator.chunk.rows is 'Rows done.';
 comment on column migrator.chunk.mismatched is 'Verify: rows that differed.';
 comment on column migrator.chunk.done_at is 'When it was done; null: it is not.';
@@ -393,11 +440,23 @@ comment on sequence migrator.event_id_seq is 'Internal: order of the events.';
 comment on table migrator.load is 'Internal: the last look at the server''s load, one row, shared by all sessions that work, taken anew at most once a second.';
 comment on column migrator.load.only_row is 'True: there is one row.';
 comment on column migrator.load.sampled_at is 'When it was taken.';
-comment on column migrator.load.verdict is '`go`, `slow` or `hold`.';
-comment on column migrator.load.factor is 'By how much to slow down.';
-comment on column migrator.load.reason is 'Why.';
-comment on column migrator.load.since is 'Since when the verdict is this one.';
-comment on column migrator.load.standbys is 'Standbys that were streaming within the last hour, and when each was last seen.';
+comment on column migrator.load.decision is 'The signals that are raised, and what each was seen at.';
+comment on column migrator.load.memory is 'What the next look has to know of this one: standbys, what is usual, counters.';
+comment on table migrator.signal_limit is 'Internal: what set_limit set.';
+comment on column migrator.signal_limit.signal is 'The signal.';
+comment on column migrator.signal_limit.enter is 'It is raised beyond this: seconds, bytes or a number.';
+comment on column migrator.signal_limit.leave is 'It is over at this.';
+comment on column migrator.signal_limit.off is 'It is not watched.';
+comment on column migrator.signal_limit.ignoring is 'Names that are left out.';
+comment on column migrator.signal_limit.set_by is 'Who set it.';
+comment on column migrator.signal_limit.set_at is 'When.';
+comment on table migrator.own_query is 'Internal: what set_own_query set; at most one row.';
+comment on column migrator.own_query.only_row is 'True: there is one row.';
+comment on column migrator.own_query.query is 'The query.';
+comment on column migrator.own_query.timeout_ms is 'How long it may take, in milliseconds.';
+comment on column migrator.own_query.role is 'Who set it: it runs with the rights of that role.';
+comment on column migrator.own_query.superuser is 'Whether that role was a superuser then. If it was none, the query is not asked once it is one.';
+comment on column migrator.own_query.set_at is 'When.';
 
 -- alter_table
 

@@ -45,7 +45,8 @@ create table migrator.change (
     rows_verified bigint not null default 0,
     rows_mismatched bigint not null default 0,
     verify_rounds integer not null default 0,
-    backlog      bigint not null default 0          -- keys in the log when it was last looked at
+    backlog      bigint not null default 0,         -- keys in the log when it was last looked at
+    catch_up     jsonb                              -- what a batch of catching up takes, and how fast it goes
 );
 create unique index change_one_open_live on migrator.change (live) where state not in ('finished', 'cancelled');
 create unique index change_one_open_shadow on migrator.change (shadow) where state not in ('finished', 'cancelled');
@@ -61,6 +62,8 @@ create table migrator.chunk (
     key_until    text[],                            -- verify: first key behind the chunk
     batch_blocks integer not null default 32,       -- what the next batch takes: of blocks …
     batch_rows   integer,                           -- … or, of a range of keys, rows; null: as those before it
+    rate         double precision,                  -- copy: blocks a second, a moving average
+    weight       double precision,                  -- copy: bytes of WAL for each block, likewise
     rows         bigint not null default 0,
     mismatched   bigint not null default 0,
     done_at      timestamptz,
@@ -109,19 +112,39 @@ create index event_change on migrator.event (change, id);
 create table migrator.load (
     only_row   boolean primary key default true check (only_row),
     sampled_at timestamptz not null default '-infinity',
-    verdict    text not null default 'go' check (verdict in ('go', 'slow', 'hold')),
-    factor     integer not null default 1,
-    reason     text,
-    since      timestamptz,
-    standbys   jsonb not null default '{}'
+    decision   jsonb not null default '{}',         -- the signals that are raised, and what each was seen at
+    memory     jsonb not null default '{}'          -- what the next look has to know of this one
 );
 insert into migrator.load default values;
+
+-- What a DBA set for a signal of the load. Signals without a row have the defaults of core/src/load/signal.rs.
+create table migrator.signal_limit (
+    signal   text primary key,
+    enter    double precision not null,             -- seconds, bytes or a number
+    leave    double precision not null,
+    off      boolean not null default false,
+    ignoring text[] not null default '{}',          -- standbys, slots, places, tables
+    set_by   name not null,
+    set_at   timestamptz not null default clock_timestamp()
+);
+
+-- A signal of the DBA's own. Its text is shown to nobody: it runs with that role's rights.
+create table migrator.own_query (
+    only_row   boolean primary key default true check (only_row),
+    query      text not null,
+    timeout_ms bigint not null,
+    role       name not null,
+    superuser  boolean not null,                    -- whether that role was one when it set the query
+    set_at     timestamptz not null default clock_timestamp()
+);
 
 select pg_catalog.pg_extension_config_dump('migrator.change', '');
 select pg_catalog.pg_extension_config_dump('migrator.chunk', '');
 select pg_catalog.pg_extension_config_dump('migrator.build', '');
 select pg_catalog.pg_extension_config_dump('migrator.bad_row', '');
 select pg_catalog.pg_extension_config_dump('migrator.event', '');
+select pg_catalog.pg_extension_config_dump('migrator.signal_limit', '');
+select pg_catalog.pg_extension_config_dump('migrator.own_query', '');
 select pg_catalog.pg_extension_config_dump('migrator.change_id_seq', '');
 select pg_catalog.pg_extension_config_dump('migrator.event_id_seq', '');
 

@@ -122,6 +122,8 @@ pub mod code {
     pub const IN_USE: &str = "55006";
     /// lock_not_available
     pub const LOCK_NOT_AVAILABLE: &str = "55P03";
+    /// query_canceled
+    pub const QUERY_CANCELED: &str = "57014";
     /// active_sql_transaction
     pub const ACTIVE_TRANSACTION: &str = "25001";
     /// invalid_transaction_state

@@ -28,6 +28,11 @@ extension_sql_file!(
     ]
 );
 extension_sql_file!("../../sql/views.sql", name = "views", requires = ["tables"]);
+extension_sql_file!(
+    "../../sql/load.sql",
+    name = "load",
+    requires = [api::load::set_limit, api::load::set_own_query, api::load::_signals]
+);
 extension_sql_file!("../../sql/comments.sql", name = "comments", finalize);
 
 /// What PostgreSQL calls when it loads the library.

@@ -2,6 +2,7 @@
 
 use crate::api::answer::{DECIDE, STEP, answer};
 use crate::api::arguments::RegClass;
+use crate::catalog::cost;
 use crate::engine::{advance, guard, settle, sync};
 use pgrx::prelude::*;
 
@@ -29,6 +30,9 @@ fn advance(
     ),
 > {
     let done = answer(STEP, || guard::enter(None, Some(change), advance::advance));
+    if done.held {
+        cost::commit_at_once();
+    }
     let state = done.state.map_or_else(String::new, |state| state.to_string());
     TableIterator::once((state, done.step.to_owned(), done.rows, done.done, done.wait_ms, done.reason, done.statement))
 }

@@ -4,11 +4,12 @@ use crate::api::answer::{DECIDE, answer};
 use crate::api::arguments::RegClass;
 use crate::api::change::oid;
 use crate::catalog::lock::{self, Hold};
-use crate::catalog::{spi, timeout};
+use crate::catalog::{cost, spi, timeout};
 use crate::engine::change::Change;
 use crate::engine::{copy, guard, load, owner, recheck};
 use migrator_core::failure::Failure;
 use migrator_core::load::Verdict;
+use migrator_core::state::State;
 use pgrx::prelude::*;
 use serde::Deserialize;
 
@@ -29,38 +30,50 @@ fn copy_batch(
         name!(reason, Option<String>),
     ),
 > {
-    TableIterator::once(answer(DECIDE, || guard::enter(oid(relation), change, one_batch)))
+    let (batch, held) = answer(DECIDE, || guard::enter(oid(relation), change, one_batch));
+    if held {
+        cost::commit_at_once();
+    }
+    TableIterator::once(batch)
 }
 
 type Batch = (i64, i64, i64, bool, i32, Option<String>);
 
-fn one_batch(change: Change) -> Result<Batch, Failure> {
+/// How long a caller sleeps who is held.
+const HOLD_MS: i32 = 1000;
+
+/// What came of it, and whether that is nothing, for the load held it.
+fn one_batch(change: Change) -> Result<(Batch, bool), Failure> {
+    guard::fresh_snapshots("migrator.copy_batch")?;
     change.check_open()?;
-    let verdict = load::verdict()?;
-    if let Verdict::Hold(reason) = verdict {
-        let (done, total) = blocks(&change)?;
-        return Ok((0, done, total, false, 1000, Some(reason)));
-    }
+    let copies = matches!(change.state, State::Syncing | State::Copying);
+    let note = |reason: Option<&str>| if copies { load::note(&change, reason).map(|_| ()) } else { Ok(()) };
+    let (factor, reason) = match load::verdict(|| load::work(&change))? {
+        Verdict::Go => (1, None),
+        Verdict::Slow(factor, reason) => (factor, Some(reason)),
+        Verdict::Hold(reason) => {
+            note(Some(&reason))?;
+            let (done, total) = blocks(&change)?;
+            return Ok(((0, done, total, false, HOLD_MS, Some(reason)), true));
+        }
+    };
+    note(reason.as_deref())?;
     if owner::changed(&change)? {
         // Tried, not waited for: whoever waits alone keeps all the others from sharing.
         if !lock::try_change(change.id, Hold::Alone) {
             let (done, total) = blocks(&change)?;
-            return Ok((0, done, total, false, 100, Some("another worker's turn".to_owned())));
+            return Ok(((0, done, total, false, 100, Some("another worker's turn".to_owned())), false));
         }
         owner::follow(&change.again()?)?;
     }
-    let copied = copy::copy_batch(change.clone())?;
+    let copied = copy::copy_batch(change.clone(), factor)?;
     let (done, total) = blocks(&change)?;
     let (rows, over) = match copied {
         copy::Copied::Rows(rows) => (rows, done >= total),
         copy::Copied::Done => (0, true),
         copy::Copied::Busy | copy::Copied::Void => (0, false),
     };
-    let (wait_ms, reason) = match verdict {
-        Verdict::Slow(factor, reason) => (factor * 150, Some(reason)),
-        Verdict::Go | Verdict::Hold(_) => (0, None),
-    };
-    Ok((rows, done, total, over, wait_ms, reason))
+    Ok(((rows, done, total, over, load::rest_ms(factor), reason), false))
 }
 
 fn blocks(change: &Change) -> Result<(i64, i64), Failure> {

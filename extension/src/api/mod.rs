@@ -6,5 +6,6 @@ pub mod arguments;
 mod change;
 mod copy;
 mod create;
+mod load;
 mod swap;
 mod watch;

@@ -12,6 +12,12 @@ use std::panic::AssertUnwindSafe;
 ///
 /// Cancellation is never swallowed: 57014 and 57P01 are rethrown.
 pub fn attempt<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    attempt_unless(work, || false)
+}
+
+/// The same, where a cancellation may be one of our own making: `ours` is asked, and where it says so, it comes back as a
+/// `Failure` like any other error.
+pub fn attempt_unless<T>(work: impl FnOnce() -> Result<T, Failure>, ours: impl Fn() -> bool) -> Result<T, Failure> {
     // SAFETY: the pattern of PL/pgSQL's exec_stmt_block (pl_exec.c): memory context and resource owner are
     // saved before the subtransaction and restored after its end, whichever way it ends.
     unsafe {
@@ -22,18 +28,9 @@ pub fn attempt<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failur
         let work = AssertUnwindSafe(work);
         let outcome = PgTryBuilder::new(AssertUnwindSafe(move || {
             let work = work;
-            (work.0)()
+            (work.0)().map_err(Ended::Failed)
         }))
-        .catch_others(|caught| match caught {
-            CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
-                let failure = raise::caught(&report);
-                if failure.code == "57014" || failure.code == "57P01" {
-                    CaughtError::PostgresError(report).rethrow()
-                }
-                Err(failure)
-            }
-            rust_panic => rust_panic.rethrow(),
-        })
+        .catch_others(|caught| Err(Ended::Thrown(Box::new(caught))))
         .execute();
         match &outcome {
             Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
@@ -41,7 +38,30 @@ pub fn attempt<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failur
         }
         pg_sys::MemoryContextSwitchTo(context);
         pg_sys::CurrentResourceOwner = owner;
-        outcome
+        outcome.map_err(|ended| match ended {
+            Ended::Failed(failure) => failure,
+            // Only now: an error that leaves the subtransaction open would leave the session in an aborted one.
+            Ended::Thrown(caught) => failure_of(*caught, ours),
+        })
+    }
+}
+
+/// How work ended that did not succeed.
+enum Ended {
+    Failed(Failure),
+    Thrown(Box<CaughtError>),
+}
+
+fn failure_of(caught: CaughtError, ours: impl Fn() -> bool) -> Failure {
+    match caught {
+        CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
+            let failure = raise::caught(&report);
+            if (failure.code == "57014" && !ours()) || failure.code == "57P01" {
+                CaughtError::PostgresError(report).rethrow()
+            }
+            failure
+        }
+        rust_panic => rust_panic.rethrow(),
     }
 }
 

@@ -109,6 +109,13 @@ pub fn with_settings<T>(settings: &[(&str, &str)], work: impl FnOnce() -> T) -> 
     result
 }
 
+/// Lets nothing be written from here to the end of the subtransaction around it. A setting cannot do that for part of a transaction.
+pub fn read_only() {
+    // SAFETY: the variable behind transaction_read_only; the end of a subtransaction, either way, gives it the value that it
+    // had before (xact.c, CommitSubTransaction, AbortSubTransaction).
+    unsafe { pg_sys::XactReadOnly = true }
+}
+
 /// The role that installed the extension and owns its objects.
 fn extension_owner() -> pg_sys::Oid {
     Spi::connect(|client| {

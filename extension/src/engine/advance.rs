@@ -32,6 +32,8 @@ pub struct Advanced {
     pub reason: Option<String>,
     /// SQL to run outside a transaction before the next call.
     pub statement: Option<String>,
+    /// Nothing was done but to note why: nobody needs to wait for the disk, or for a standby, until that is committed.
+    pub held: bool,
 }
 
 /// Log rows below which catching up has caught up.
@@ -106,12 +108,12 @@ fn next(change: Change) -> Result<Advanced, Failure> {
     }
     let mut slow = None;
     if !in_step {
-        match load::verdict()? {
+        match load::verdict(|| load::work(&change))? {
             Verdict::Go => {}
             Verdict::Slow(factor, reason) => slow = Some((factor, reason)),
             Verdict::Hold(reason) => {
                 load::note(&change, Some(&reason))?;
-                return wait(&change, HOLD_MS, reason);
+                return Ok(Advanced { held: true, ..wait(&change, HOLD_MS, reason)? });
             }
         }
         let news = load::note(&change, slow.as_ref().map(|(_, reason)| reason.as_str()))?;
@@ -120,6 +122,7 @@ fn next(change: Change) -> Result<Advanced, Failure> {
             return step(&change, "wait", 0);
         }
     }
+    let factor = slow.as_ref().map_or(1, |(factor, _)| *factor);
     let mut done = match change.state {
         State::Created => alone(&change, |change| {
             change.state = sync::start(change.clone())?;
@@ -129,17 +132,16 @@ fn next(change: Change) -> Result<Advanced, Failure> {
             sync::lay_out(change)?;
             step(change, "layout", 0)
         }),
-        State::Copying => copying(&change),
+        State::Copying => copying(&change, factor),
         State::Indexing => indexing(&change),
-        State::CatchingUp => alone(&change, catching_up),
-        State::Verifying => verifying(&change),
+        State::CatchingUp => alone(&change, |change| catching_up(change, factor)),
+        State::Verifying => verifying(&change, factor),
         State::Ready => ready(&change),
         State::Swapped => swapped(&change),
         State::Finished | State::Cancelled => step(&change, "idle", 0),
     }?;
     if let Some((factor, reason)) = slow {
-        // A quarter of the work: the batch is as long as before, the pause after it three times as long.
-        done.wait_ms = done.wait_ms.max((factor - 1) * 150);
+        done.wait_ms = done.wait_ms.max(load::rest_ms(factor));
         done.reason.get_or_insert(reason);
     }
     Ok(done)
@@ -169,7 +171,7 @@ fn shared(change: &Change, work: impl FnOnce(&mut Change) -> Result<Advanced, Fa
     work(&mut now)
 }
 
-fn copying(change: &Change) -> Result<Advanced, Failure> {
+fn copying(change: &Change, factor: i32) -> Result<Advanced, Failure> {
     if change.filenode.is_none() {
         return alone(change, |change| {
             sync::start_over(change, "the live table was rewritten")?;
@@ -195,7 +197,7 @@ fn copying(change: &Change) -> Result<Advanced, Failure> {
             step(change, "reconcile", taken.inserted)
         });
     }
-    shared(change, |change| match copy::batch(change)? {
+    shared(change, |change| match copy::batch(change, factor)? {
         copy::Copied::Rows(rows) => step(change, "copy", rows),
         copy::Copied::Busy => turn(change),
         copy::Copied::Done => step(change, "copy", 0),
@@ -233,9 +235,9 @@ fn indexing(change: &Change) -> Result<Advanced, Failure> {
     })
 }
 
-fn catching_up(change: &mut Change) -> Result<Advanced, Failure> {
+fn catching_up(change: &mut Change, factor: i32) -> Result<Advanced, Failure> {
     sync::check_ground(change)?;
-    let taken = reconcile::batch(change)?;
+    let taken = reconcile::batch(change, factor)?;
     if taken.taken <= NEARLY && !taken.truncated && reconcile::backlog(change)? <= NEARLY {
         verify::lay_out(change)?;
         change.set_state(State::Verifying)?;
@@ -244,21 +246,21 @@ fn catching_up(change: &mut Change) -> Result<Advanced, Failure> {
     step(change, "catch_up", taken.inserted)
 }
 
-fn verifying(change: &Change) -> Result<Advanced, Failure> {
+fn verifying(change: &Change, factor: i32) -> Result<Advanced, Failure> {
     // Keys that wait, not bytes: a drained log may keep its pages for as long as somebody writes to them.
     let much = drain::bytes(change.id, change.direction())? > LOG_BYTES && reconcile::backlog(change)? > LOG_KEYS;
     if much && lock::try_change(change.id, Hold::Alone) {
         let now = change.again()?;
         if now.state == State::Verifying {
             sync::check_ground(&now)?;
-            let taken = reconcile::batch(&now)?;
+            let taken = reconcile::batch(&now, factor)?;
             // After a rotation nothing else: its lock on a segment lasts as long as the transaction.
             if reconcile::rotate(&now)? || taken.taken > 0 {
                 return step(&now, "catch_up", taken.inserted);
             }
         }
     }
-    let done = shared(change, |change| match verify::batch(change)? {
+    let done = shared(change, |change| match verify::batch(change, factor)? {
         verify::Verified::Rows(rows, _) => step(change, "verify", rows),
         verify::Verified::Busy => turn(change),
         verify::Verified::Done => Ok(Advanced { done: true, ..step(change, "verify", 0)? }),
@@ -303,7 +305,7 @@ fn ready(change: &Change) -> Result<Advanced, Failure> {
 /// Replays a batch; where nothing is left to replay, what else a change in step has to do. `done` when little or nothing was left.
 fn keep_in_step(change: &mut Change, rotate: bool) -> Result<Advanced, Failure> {
     sync::check_ground(change)?;
-    let taken = reconcile::batch(change)?;
+    let taken = reconcile::batch(change, 1)?;
     let mut done = if taken.taken > 0 || taken.everything {
         // After a comparison of everything a swap would be invisible to each snapshot of now: not in this transaction.
         let few = taken.taken <= NEARLY && !taken.everything;

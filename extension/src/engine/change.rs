@@ -2,6 +2,7 @@
 
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
+use migrator_core::batch::Pace;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Name, plain};
 use migrator_core::plan::Plan;
@@ -35,12 +36,13 @@ pub struct Change {
     pub front_definitions: Option<String>,
     pub kept: Option<Value>,
     pub verify_rounds: i32,
+    pub catch_up: Option<Pace>,
 }
 
 const SELECT: &str = "select c.id, c.table_schema, c.table_name, c.live::pg_catalog.int8 as live, c.shadow::pg_catalog.int8 as shadow, \
     c.on_ready, c.plan, c.state, c.paused_at is not null as paused, \
     coalesce(c.postponed_until > pg_catalog.clock_timestamp(), false) as postponed, c.blocked, c.blocked_hint, \
-    c.capture, c.filenode::pg_catalog.int8 as filenode, c.rolled_back, c.swap_xid::text, c.fence_xid::text, c.front_definitions, c.kept, c.verify_rounds \
+    c.capture, c.filenode::pg_catalog.int8 as filenode, c.rolled_back, c.swap_xid::text, c.fence_xid::text, c.front_definitions, c.kept, c.verify_rounds, c.catch_up \
     from migrator.change c";
 
 const ONE_OF_THEM: &str = "Give one of them: the table, or change => ID. select * from migrator.status; lists the changes under way with both.";

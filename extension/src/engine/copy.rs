@@ -1,12 +1,13 @@
 //! The copy: block ranges of the live table into the index-less shadow, cursor and rows in one commit.
 
 use crate::catalog::attempt::attempt;
+use crate::catalog::cost::Meter;
 use crate::catalog::lock::{self, Hold, Mode, Wanted};
 use crate::catalog::{bulk, spi};
 use crate::crash;
 use crate::engine::change::Change;
 use crate::engine::{bad_row, guard, sync};
-use migrator_core::batch;
+use migrator_core::batch::{self, Pace};
 use migrator_core::failure::Failure;
 use migrator_core::sql::{self, Direction};
 use migrator_core::sqlstate;
@@ -14,7 +15,6 @@ use migrator_core::state::State;
 use pgrx::pg_sys;
 use serde::Deserialize;
 use serde_json::Value;
-use std::time::Instant;
 
 /// What a call of the copy did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,17 +35,19 @@ struct Chunk {
     block_from: u64,
     block_until: u64,
     batch_blocks: i32,
+    rate: Option<f64>,
+    weight: Option<f64>,
 }
 
-/// Copies one batch of one chunk that nobody else holds. The caller holds the change `Shared`.
+/// Copies one batch of one chunk that nobody else holds, divided by `factor`. The caller holds the change `Shared`.
 ///
 /// The chunk's row lock lives as long as the transaction, so no two workers ever copy the same blocks, and
 /// a worker that dies gives its chunk back with its rows undone.
-pub fn batch(change: &Change) -> Result<Copied, Failure> {
+pub fn batch(change: &Change, factor: i32) -> Result<Copied, Failure> {
     guard::fresh_snapshots("the copy")?;
     sync::not_in_sync_transaction(change)?;
     let Some(chunk) = spi::fetch_optional::<Chunk>(
-        "with c as (select number, block_from, block_until, batch_blocks from migrator.chunk \
+        "with c as (select number, block_from, block_until, batch_blocks, rate, weight from migrator.chunk \
                     where change = $1 and step = 'copy' and done_at is null order by number limit 1 for update skip locked) \
          select pg_catalog.to_jsonb(c) from c",
         &[change.id.into()],
@@ -58,24 +60,24 @@ pub fn batch(change: &Change) -> Result<Copied, Failure> {
     if Some(change.table(change.live)?.filenode) != change.filenode {
         return Ok(Copied::Void);
     }
-    let until = chunk.block_until.min(chunk.block_from + u64::try_from(chunk.batch_blocks).unwrap_or(1).max(1));
-    let begun = Instant::now();
+    let pace = Pace { size: chunk.batch_blocks, rate: chunk.rate, weight: chunk.weight };
+    let blocks = u64::try_from(batch::divided(pace.size, factor)).unwrap_or(1);
+    let until = chunk.block_until.min(chunk.block_from + blocks);
+    let meter = Meter::start();
     let rows = range(change, chunk.block_from, until)?;
     crash::point("copy");
-    let next = batch::COPY.next(
-        chunk.batch_blocks,
-        i32::try_from(until - chunk.block_from).unwrap_or(i32::MAX),
-        begun.elapsed(),
-    );
+    let next = pace.after(batch::COPY, meter.batch(i32::try_from(until - chunk.block_from).unwrap_or(i32::MAX)));
     spi::execute(
-        "update migrator.chunk set block_from = $3, rows = rows + $4, batch_blocks = $5, \
+        "update migrator.chunk set block_from = $3, rows = rows + $4, batch_blocks = $5, rate = $6, weight = $7, \
          done_at = case when $3 >= block_until then pg_catalog.clock_timestamp() end where change = $1 and step = 'copy' and number = $2",
         &[
             change.id.into(),
             chunk.number.into(),
             i64::try_from(until).unwrap_or(i64::MAX).into(),
             rows.into(),
-            next.into(),
+            next.size.into(),
+            next.rate.into(),
+            next.weight.into(),
         ],
     )?;
     Ok(Copied::Rows(rows))
@@ -131,9 +133,8 @@ fn block(change: &Change, block: u64) -> Result<i64, Failure> {
     Ok(copied)
 }
 
-/// `migrator.copy_batch`: one batch, laying the copy out first where that is still to do.
-pub fn copy_batch(mut change: Change) -> Result<Copied, Failure> {
-    guard::fresh_snapshots("migrator.copy_batch")?;
+/// `migrator.copy_batch`: one batch, divided by `factor`, laying the copy out first where that is still to do.
+pub fn copy_batch(mut change: Change, factor: i32) -> Result<Copied, Failure> {
     change.check_open()?;
     guard::may_go_on(&change)?;
     if change.state == State::Syncing || (change.state == State::Copying && change.filenode.is_none()) {
@@ -152,7 +153,7 @@ pub fn copy_batch(mut change: Change) -> Result<Copied, Failure> {
     }
     match change.state {
         State::Copying => {
-            let copied = batch(&change)?;
+            let copied = batch(&change, factor)?;
             if copied == Copied::Void {
                 mark_void(&change)?;
             }

@@ -64,6 +64,9 @@ pub fn examine(caller: pgrx::pg_sys::Oid) -> Result<Vec<Finding>, Failure> {
                  where l.database = (select d.oid from pg_catalog.pg_database d where d.datname = p.database)) k \
           where p.database = pg_catalog.current_database() and exists (select from seen) \
             and (k.tables is not null or p.prepared < pg_catalog.clock_timestamp() - interval '1 minute') \
+         union all select 'warning', pg_catalog.format('signal %s', g.signal), \
+                pg_catalog.format('it %s work since %s: %s', case g.verdict when 'hold' then 'holds' else 'slows down' end, g.since::pg_catalog.timestamptz(0), g.reason), g.remedy \
+           from migrator._signals() g where g.verdict <> 'go' and g.sampled_at > pg_catalog.clock_timestamp() - interval '1 minute' and exists (select from seen) \
          ) q order by case q.severity when 'error' then 0 when 'warning' then 1 else 2 end, q.subject",
         version = env!("CARGO_PKG_VERSION")
     );

@@ -1,94 +1,123 @@
 //! One look at the server's load, at most once a second, shared by all workers: go, slow down, or hold.
+//!
+//! `look.rs` reads the signals, `limits.rs` the DBA's settings, `own.rs` runs the DBA's own query; `migrator_core::load`
+//! decides. What was decided stands in `migrator.load`, and `migrator.signals` shows it.
+
+mod limits;
+mod look;
+mod own;
+mod show;
+
+pub use limits::set as set_limit;
+pub use own::set as set_own_query;
+pub use show::rows as shown;
 
 use crate::catalog::spi;
 use crate::engine::change::Change;
+use migrator_core::batch;
 use migrator_core::failure::Failure;
-use migrator_core::load::{self, Seen, Verdict};
+use migrator_core::load::{Decision, Memory, Verdict, Work};
+use pgrx::{JsonB, pg_sys};
 use serde::Deserialize;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What this session saw by itself, while another held the shared row.
-static OWN: Mutex<Option<(Instant, Verdict)>> = Mutex::new(None);
+static OWN: Mutex<Option<(Instant, Decision, Memory)>> = Mutex::new(None);
 
 #[derive(Deserialize)]
 struct Row {
     fresh: bool,
     old: bool,
-    verdict: String,
-    factor: i32,
-    reason: Option<String>,
-    held: bool,
+    decision: serde_json::Value,
+    memory: Option<serde_json::Value>,
 }
 
-/// The verdict that is in force, sampled anew where the last sample is older than a second and nobody else is at it.
+impl Row {
+    /// What another version wrote and this one cannot read, begins anew.
+    fn decision(&self) -> Decision {
+        Decision::deserialize(&self.decision).unwrap_or_default()
+    }
+
+    fn memory(&self) -> Memory {
+        self.memory.as_ref().and_then(|memory| Memory::deserialize(memory).ok()).unwrap_or_default()
+    }
+}
+
+/// The verdict for some work: of what is in force, sampled anew where the last look is older than a second and nobody else
+/// is at it. `work` is asked only where something is raised.
 ///
 /// Whoever writes a sample holds its row until the end of the transaction, which may be an index build. So where the row
 /// is taken and what it says has become old, each session looks for itself, once a second, and writes nothing.
-pub fn verdict() -> Result<Verdict, Failure> {
+pub fn verdict(work: impl FnOnce() -> Result<Work, Failure>) -> Result<Verdict, Failure> {
+    let decision = decision()?;
+    if decision.raised.is_empty() {
+        return Ok(Verdict::Go);
+    }
+    Ok(decision.verdict(&work()?))
+}
+
+fn decision() -> Result<Decision, Failure> {
     let row: Option<Row> = spi::fetch_optional(
-        "select sampled_at > pg_catalog.clock_timestamp() - interval '1 s' as fresh, \
-         sampled_at < pg_catalog.clock_timestamp() - interval '2 s' as old, verdict, factor, reason, verdict = 'hold' as held from migrator.load",
+        "select l.sampled_at > pg_catalog.clock_timestamp() - interval '1 s' as fresh, \
+         l.sampled_at < pg_catalog.clock_timestamp() - interval '2 s' as old, l.decision, \
+         case when l.sampled_at < pg_catalog.clock_timestamp() - interval '1 s' then l.memory end as memory from migrator.load l",
         &[],
     )?;
-    let Some(row) = row else { return Ok(Verdict::Go) };
-    let known = match row.verdict.as_str() {
-        "hold" => Verdict::Hold(row.reason.unwrap_or_default()),
-        "slow" => Verdict::Slow(row.factor, row.reason.unwrap_or_default()),
-        _ => Verdict::Go,
-    };
+    let Some(row) = row else { return Ok(Decision::default()) };
     if row.fresh {
-        return Ok(known);
+        return Ok(row.decision());
     }
-    let mine = spi::execute("select from migrator.load for update skip locked", &[])?;
-    if mine == 0 {
-        return if row.old { unshared(row.held) } else { Ok(known) };
+    if spi::execute("select from migrator.load for update skip locked", &[])? == 0 {
+        return if row.old { unshared(&row) } else { Ok(row.decision()) };
     }
-    let seen: Seen = spi::fetch_one(SAMPLE, &[])?;
-    let next = load::decide(&seen, row.held);
-    let (word, factor, reason) = match &next {
-        Verdict::Go => ("go", 1, None),
-        Verdict::Slow(factor, reason) => ("slow", *factor, Some(reason.clone())),
-        Verdict::Hold(reason) => ("hold", 1, Some(reason.clone())),
-    };
+    let mut memory = row.memory();
+    let decision = look::look(&mut memory, &row.decision())?;
     spi::execute(
-        "update migrator.load set sampled_at = pg_catalog.clock_timestamp(), verdict = $1, factor = $2, reason = $3, \
-         since = case when verdict = $1 then coalesce(since, pg_catalog.clock_timestamp()) else pg_catalog.clock_timestamp() end, \
-         standbys = (select coalesce(pg_catalog.jsonb_object_agg(name, at), '{}') from ( \
-            select s.key as name, s.value as at from pg_catalog.jsonb_each(standbys) s \
-              where (s.value #>> '{}')::timestamptz > pg_catalog.clock_timestamp() - interval '1 hour' \
-                and s.key not in (select coalesce(r.application_name, '') || '/' || coalesce(r.client_addr::text, 'local') from pg_catalog.pg_stat_replication r where r.state = 'streaming') \
-            union all \
-            select distinct coalesce(r.application_name, '') || '/' || coalesce(r.client_addr::text, 'local'), pg_catalog.to_jsonb(pg_catalog.clock_timestamp()) \
-              from pg_catalog.pg_stat_replication r where r.state = 'streaming') q)",
-        &[word.into(), factor.into(), reason.into()],
+        "update migrator.load set sampled_at = pg_catalog.clock_timestamp(), decision = $1, memory = $2",
+        &[stored(&decision).into(), stored(&memory).into()],
     )?;
-    Ok(next)
+    Ok(decision)
 }
 
-fn unshared(held: bool) -> Result<Verdict, Failure> {
-    let mut own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
-    match own.as_ref() {
-        Some((at, verdict)) if at.elapsed() < Duration::from_secs(1) => return Ok(verdict.clone()),
-        _ => {}
+fn stored(value: &impl serde::Serialize) -> JsonB {
+    JsonB(serde_json::to_value(value).expect("numbers, texts and maps by text are JSON"))
+}
+
+fn unshared(row: &Row) -> Result<Decision, Failure> {
+    let own = OWN.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let (before, mut memory) = match own {
+        Some((at, decision, _)) if at.elapsed() < Duration::from_secs(1) => return Ok(decision),
+        Some((at, decision, memory)) if at.elapsed() < Duration::from_secs(60) => (decision, memory),
+        _ => (row.decision(), row.memory()),
+    };
+    let decision = look::look(&mut memory, &before)?;
+    *OWN.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), decision.clone(), memory));
+    Ok(decision)
+}
+
+/// What a change is at work on: its live table, and the tablespaces of both tables and of their indexes.
+pub fn work(change: &Change) -> Result<Work, Failure> {
+    #[derive(Deserialize)]
+    struct Found {
+        tables: Vec<u32>,
+        tablespaces: Vec<u32>,
     }
-    let held = own.as_ref().map_or(held, |(_, verdict)| matches!(verdict, Verdict::Hold(_)));
-    let seen: Seen = spi::fetch_one(SAMPLE, &[])?;
-    let verdict = load::decide(&seen, held);
-    *own = Some((Instant::now(), verdict.clone()));
-    Ok(verdict)
+    let found: Found = spi::fetch_one(
+        "select coalesce((select pg_catalog.jsonb_agg(x.oid::pg_catalog.int8) from pg_catalog.pg_class c, \
+                  lateral (values (c.oid), (c.reltoastrelid)) x(oid) where c.oid = $1), '[]') as tables, \
+           (select pg_catalog.jsonb_agg(distinct coalesce(nullif(c.reltablespace, 0), d.dattablespace)::pg_catalog.int8) \
+              from pg_catalog.pg_class c where c.oid in ($1, $2) or c.oid in (select i.indexrelid from pg_catalog.pg_index i where i.indrelid in ($1, $2))) as tablespaces \
+         from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()",
+        &[pg_sys::Oid::from(change.live).into(), pg_sys::Oid::from(change.shadow).into()],
+    )?;
+    Ok(Work { tables: found.tables, tablespaces: found.tablespaces, rewrites: false })
 }
 
-/// Replay lag of standbys, standbys seen within the hour that are gone, and sessions that wait for one of ours.
-const SAMPLE: &str = "select \
-    (select max(extract(epoch from r.replay_lag))::pg_catalog.float8 from pg_catalog.pg_stat_replication r where r.state = 'streaming') as lag_seconds, \
-    (select pg_catalog.string_agg(s.key, ', ') from migrator.load l, pg_catalog.jsonb_each(l.standbys) s \
-      where s.key not in (select coalesce(r.application_name, '') || '/' || coalesce(r.client_addr::text, 'local') from pg_catalog.pg_stat_replication r where r.state = 'streaming')) as vanished, \
-    (select count(distinct w.pid) from pg_catalog.pg_locks w \
-      where not w.granted and w.pid <> pg_catalog.pg_backend_pid() \
-        and exists (select from pg_catalog.unnest(pg_catalog.pg_blocking_pids(w.pid)) b \
-                    join pg_catalog.pg_locks m on m.pid = b and m.locktype = 'object' and m.classid = 'migrator.change'::pg_catalog.regclass) \
-        and not exists (select from pg_catalog.pg_locks m where m.pid = w.pid and m.locktype = 'object' and m.classid = 'migrator.change'::pg_catalog.regclass)) as waiting";
+/// How long a caller rests after a batch that was divided.
+pub fn rest_ms(factor: i32) -> i32 {
+    i32::try_from(batch::rest(factor).as_millis()).unwrap_or(i32::MAX)
+}
 
 /// Shows in `status` why a change stands still, or that it goes on. Whether that was news: then the change's row is held until
 /// the end of the transaction.

@@ -25,7 +25,7 @@ pub fn whole(mut change: Change) -> Result<(i64, i64, i32), Failure> {
     let mut differed = 0;
     for round in 1..=3 {
         loop {
-            let taken = reconcile::batch(&change)?;
+            let taken = reconcile::batch(&change, 1)?;
             if taken.taken == 0 && !taken.truncated {
                 break;
             }
@@ -35,7 +35,7 @@ pub fn whole(mut change: Change) -> Result<(i64, i64, i32), Failure> {
         }
         verify::lay_out(&change)?;
         change.set_state(State::Verifying)?;
-        while let verify::Verified::Rows(..) = verify::batch(&change)? {
+        while let verify::Verified::Rows(..) = verify::batch(&change, 1)? {
             pgrx::check_for_interrupts!();
         }
         let (rows, mismatched) = verify::total(&change)?;

@@ -6,12 +6,14 @@
 
 use crate::capture::log;
 use crate::catalog::attempt::attempt;
+use crate::catalog::cost::Meter;
 use crate::catalog::{spi, timeout};
 use crate::crash;
 use crate::engine::bad_row;
 use crate::engine::bisect::{self, Rest};
 use crate::engine::change::Change;
 use crate::engine::drain;
+use migrator_core::batch::{self, Pace};
 use migrator_core::failure::Failure;
 use migrator_core::ident::{Ident, Name};
 use migrator_core::sql::{self, Direction, Take};
@@ -47,27 +49,39 @@ impl std::ops::AddAssign for Taken {
     }
 }
 
-/// Log blocks taken by one batch: about 3,000 keys of a bigint.
-const BATCH_BLOCKS: u64 = 16;
+/// Keys of a batch below which its time says nothing of how long a larger one takes.
+const FEW: i64 = 200;
 /// A take of more keys than this moves the fence that older snapshots must not cross (see `fence`).
 const LARGE: i64 = 1000;
 /// Nested loops over the key indexes: the planner does not know how few keys a batch has.
 pub const BY_INDEX: [(&str, &str); 3] =
     [("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("enable_seqscan", "off")];
 
-/// Takes one batch from the log, or everything after a TRUNCATE.
-pub fn batch(change: &Change) -> Result<Taken, Failure> {
-    let taken = keys(change)?;
-    if taken.truncated { everything(change, &log::segments(change.id, change.direction())) } else { Ok(taken) }
+/// Takes one batch from the log, divided by `factor`, or everything after a TRUNCATE.
+pub fn batch(change: &Change, factor: i32) -> Result<Taken, Failure> {
+    let pace = change.catch_up.unwrap_or_else(|| Pace::of(batch::CATCH_UP.most));
+    let blocks = batch::divided(pace.size, factor);
+    let meter = Meter::start();
+    let taken = keys(change, blocks)?;
+    if taken.truncated {
+        return everything(change, &log::segments(change.id, change.direction()));
+    }
+    if taken.taken > FEW {
+        let next = pace.after(batch::CATCH_UP, meter.batch(blocks));
+        let next = JsonB(serde_json::to_value(next).expect("numbers are JSON"));
+        spi::execute("update migrator.change set catch_up = $2 where id = $1", &[change.id.into(), next.into()])?;
+    }
+    Ok(taken)
 }
 
-/// Takes one batch of keys from the log. Where they are not enough, for all rows have to be compared, it only says so.
-pub fn keys(change: &Change) -> Result<Taken, Failure> {
+/// Takes one batch of keys from the log, so many blocks of it. Where they are not enough, for all rows have to be compared,
+/// it only says so.
+pub fn keys(change: &Change, blocks: i32) -> Result<Taken, Failure> {
     let segments = log::segments(change.id, change.direction());
     let everything = Taken { truncated: true, ..Taken::default() };
     let take = match oldest(change, &segments)? {
         Oldest::Unknown => return Ok(everything),
-        Oldest::At(segment, from) => Take::Blocks { segment, from, until: from + BATCH_BLOCKS },
+        Oldest::At(segment, from) => Take::Blocks { segment, from, until: from + u64::try_from(blocks).unwrap_or(1) },
         Oldest::None if truncated(change)? => return Ok(everything),
         Oldest::None => return Ok(Taken::default()),
     };

@@ -14,6 +14,7 @@ use crate::engine::carry::{self, Carryover};
 use crate::engine::change::{Change, plain_regclass};
 use crate::engine::rest::{self, Rest};
 use crate::engine::{bad_row, guard, owner, reconcile, snapshot, sync};
+use migrator_core::batch;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal};
 use migrator_core::sql::Direction;
@@ -235,7 +236,7 @@ fn catch_up_first(change: &Change, way: Way) -> String {
 /// Replays the log until next to nothing is left, as long as that is little altogether.
 fn drain(change: &Change, way: Way, budget: &mut i64) -> Result<(), Failure> {
     loop {
-        let taken = reconcile::keys(change)?;
+        let taken = reconcile::keys(change, batch::CATCH_UP.most)?;
         if taken.truncated {
             return Err(not_caught_up(change, way, COMPARE_ALL));
         }

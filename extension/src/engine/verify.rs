@@ -100,8 +100,8 @@ fn histogram(change: &Change) -> Result<Vec<Vec<String>>, Failure> {
     Ok(found.bounds.into_iter().skip(1).take(inner).step_by(step).map(|bound| vec![bound]).collect())
 }
 
-/// Compares one batch of one chunk that nobody else holds. The caller holds the change `Shared`.
-pub fn batch(change: &Change) -> Result<Verified, Failure> {
+/// Compares one batch of one chunk that nobody else holds, divided by `factor`. The caller holds the change `Shared`.
+pub fn batch(change: &Change, factor: i32) -> Result<Verified, Failure> {
     guard::fresh_snapshots("verify")?;
     let Some(chunk) = spi::fetch_optional::<Chunk>(
         "with c as (select number, block_from, block_until, key_from, key_until, batch_blocks, batch_rows from migrator.chunk \
@@ -115,7 +115,8 @@ pub fn batch(change: &Change) -> Result<Verified, Failure> {
     let begun = Instant::now();
     let (compared, next, size) = match (chunk.block_from, chunk.block_until) {
         (Some(from), Some(until)) => {
-            let end = until.min(from + u64::try_from(chunk.batch_blocks).unwrap_or(1).max(1));
+            let blocks = batch::divided(chunk.batch_blocks, factor);
+            let end = until.min(from + u64::try_from(blocks).unwrap_or(1));
             let compared = find(change, Walk::New { from, until: end })?;
             let done = i32::try_from(end - from).unwrap_or(i32::MAX);
             let size = batch::COMPARE_BLOCKS.next(chunk.batch_blocks, done, begun.elapsed());
@@ -127,7 +128,7 @@ pub fn batch(change: &Change) -> Result<Verified, Failure> {
                 None => last_rows(change)?.unwrap_or(FIRST_ROWS),
             };
             let range = KeyRange { from: chunk.key_from, until: chunk.key_until };
-            let rows = u64::try_from(wanted).unwrap_or(1).min(rows_of(change, BATCH_BYTES)?);
+            let rows = u64::try_from(batch::divided(wanted, factor)).unwrap_or(1).min(rows_of(change, BATCH_BYTES)?);
             let boundary = boundary(change, &range, rows)?;
             let part = KeyRange { from: range.from, until: boundary.clone().or(range.until) };
             let compared = if !by_range(change) {

@@ -3,7 +3,7 @@
 
 use crate::catalog::attempt::attempt;
 use crate::catalog::relation::Relation;
-use crate::catalog::{role, spi};
+use crate::catalog::{files, role, spi};
 use crate::engine::change;
 use migrator_core::failure::Failure;
 use migrator_core::plan::Plan;
@@ -122,20 +122,13 @@ pub fn sample(live: &Relation, plan: &Plan, tables: Tables<'_>, blocks: u64) -> 
 /// Free bytes where the table's files are, and where the WAL is; None where the server's user cannot tell.
 pub fn free(live: &Relation) -> Result<(Option<i64>, Option<i64>), Failure> {
     #[derive(Deserialize)]
-    struct Paths {
-        data: String,
-        wal: String,
+    struct Place {
+        tablespace: String,
     }
-    let paths: Paths = spi::fetch_one(
-        "select coalesce(nullif(pg_catalog.pg_tablespace_location(coalesce(nullif(c.reltablespace, 0), d.dattablespace)), ''), p.data || '/base') as data, \
-           p.data || '/pg_wal' as wal \
-         from pg_catalog.pg_class c, pg_catalog.pg_database d, (select pg_catalog.current_setting('data_directory') as data) p \
-         where c.oid = $1 and d.datname = pg_catalog.current_database()",
+    let place: Place = spi::fetch_one(
+        "select pg_catalog.pg_tablespace_location(coalesce(nullif(c.reltablespace, 0), d.dattablespace)) as tablespace \
+         from pg_catalog.pg_class c, pg_catalog.pg_database d where c.oid = $1 and d.datname = pg_catalog.current_database()",
         &[pg_sys::Oid::from(live.oid).into()],
     )?;
-    let free = |path: &str| {
-        let found = rustix::fs::statvfs(path).ok()?;
-        i64::try_from(found.f_bavail.checked_mul(found.f_frsize)?).ok()
-    };
-    Ok((free(&paths.data), free(&paths.wal)))
+    Ok((files::free(&files::of_tablespace(&place.tablespace)).ok(), files::free(&files::in_data("pg_wal")).ok()))
 }
