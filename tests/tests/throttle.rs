@@ -142,7 +142,13 @@ impl Watched {
         until(&self.session, count).await
     }
 
-    /// So many sessions that run a statement which lasts.
+    /// What is usual is what is now.
+    async fn settle(&self) -> Result<()> {
+        self.session.run("update migrator.load set memory = '{}'").await?;
+        self.look().await.map(|_| ())
+    }
+
+    /// So many sessions that run a statement which lasts, all of them at it.
     async fn sessions(&self, how_many: usize, sql: &'static str) -> Result<Vec<JoinHandle<()>>> {
         let mut tasks = vec![];
         for _ in 0..how_many {
@@ -150,6 +156,11 @@ impl Watched {
             tasks.push(tokio::spawn(async move {
                 let _ = session.run(sql).await;
             }));
+        }
+        let at_it = "select count(*) = {} from pg_stat_activity where application_name = 'crowd' and state = 'active'";
+        let deadline = Instant::now() + change::PATIENCE;
+        while self.session.value(&at_it.replace("{}", &how_many.to_string())).await? != "t" {
+            ensure!(Instant::now() < deadline, "the crowd does not begin: {sql}");
         }
         Ok(tasks)
     }
@@ -219,7 +230,8 @@ async fn sessions_and_disks_and_a_query_of_one_s_own(server: Server) -> Result<(
     let holder = watched.database.connect().await?;
     session.run("create table contended ()").await?;
     holder.run("begin; lock table contended").await?;
-    let crowd = watched.sessions(3, "table contended").await?;
+    watched.settle().await?;
+    let crowd = watched.sessions(6, "table contended").await?;
     watched.until_raised("lock_waits", "slow", "more than usual wait for locks").await?;
     holder.run("commit").await?;
     for session in crowd {
@@ -230,7 +242,8 @@ async fn sessions_and_disks_and_a_query_of_one_s_own(server: Server) -> Result<(
 
     // Sessions at work.
     watched.limit("'active_sessions', '2'").await?;
-    let crowd = watched.sessions(4, "select pg_sleep(100)").await?;
+    watched.settle().await?;
+    let crowd = watched.sessions(6, "select pg_sleep(100)").await?;
     watched.until_raised("active_sessions", "slow", "more than usual are at work").await?;
     session.run("select pg_cancel_backend(pid) from pg_stat_activity where application_name = 'crowd'").await?;
     for session in crowd {
@@ -273,7 +286,7 @@ async fn sessions_and_disks_and_a_query_of_one_s_own(server: Server) -> Result<(
 
     // A query of one's own, and one that cannot be asked.
     session.run("create table gauge as select 5 as level").await?;
-    session.run("select migrator.set_own_query('select level from public.gauge', timeout => '100 ms')").await?;
+    session.run("select migrator.set_own_query('select level from public.gauge')").await?;
     watched.limit("'own_query', '3', '1'").await?;
     watched.until_raised("own_query", "hold", "own query said more than 3").await?;
     session.run("update gauge set level = 2").await?;
@@ -284,7 +297,7 @@ async fn sessions_and_disks_and_a_query_of_one_s_own(server: Server) -> Result<(
     watched.until_over("own_query").await?;
     for (spoil, words) in [
         ("alter table gauge rename to gone", "relation \"public.gauge\" does not exist"),
-        ("create view gauge as select 1 as level from pg_sleep(100)", "takes longer than 100 ms"),
+        ("create view gauge as select 1 as level from pg_sleep(100)", "takes longer than 1000 ms"),
         ("create or replace view gauge as select 2 as level union all select 3", "more than one row"),
         ("drop view gauge; create view gauge as select 'NaN'::float8 as level", "not a number"),
         (

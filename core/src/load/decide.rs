@@ -44,6 +44,9 @@ pub struct Raised {
 pub struct Decision {
     /// The signals that are raised.
     pub raised: Vec<Raised>,
+    /// What was raised when its signal could be read last: it is over when it is back at its second threshold, and not
+    /// because nobody could look for a while.
+    pub unsettled: Vec<(Signal, String)>,
     /// What each signal was seen at, at its worst, in its own unit.
     pub values: BTreeMap<Signal, f64>,
 }
@@ -67,8 +70,8 @@ pub fn decide(seen: &Seen, before: &Decision, limits: &Limits) -> Decision {
         let signal = unreadable.signal;
         if !limits.of(signal).off {
             let reason = format!("the signal {} cannot be read: {}", signal.as_str(), unreadable.why);
-            let raised = look.raise(signal, UNREADABLE, HALF, reason);
-            raised.unreadable = true;
+            look.raise(signal, UNREADABLE, HALF, reason).unreadable = true;
+            look.found.unsettled.extend(before.subjects(signal).map(|subject| (signal, subject.to_owned())));
         }
     }
     look.found
@@ -97,6 +100,18 @@ impl Decision {
     /// The signals that could not be read and could be before, for a warning.
     pub fn newly_unreadable<'a>(&'a self, before: &'a Decision) -> impl Iterator<Item = &'a Raised> {
         self.raised.iter().filter(|raised| raised.unreadable && before.find(raised.signal, UNREADABLE).is_none())
+    }
+
+    /// What a signal was raised by, when it could be read last.
+    fn subjects(&self, signal: Signal) -> impl Iterator<Item = &str> {
+        let raised = self.raised.iter().filter(move |raised| raised.signal == signal && !raised.unreadable);
+        let unsettled = self.unsettled.iter().filter(move |(of, _)| *of == signal);
+        raised.map(|raised| raised.subject.as_str()).chain(unsettled.map(|(_, subject)| subject.as_str()))
+    }
+
+    /// Whether a signal is raised by something (a standby, a slot; nothing, where there is only one), so that its second threshold counts.
+    pub fn is_raised(&self, signal: Signal, subject: &str) -> bool {
+        self.subjects(signal).any(|raised| raised == subject)
     }
 
     fn find(&self, signal: Signal, subject: &str) -> Option<&Raised> {
@@ -156,7 +171,7 @@ impl Look<'_> {
         }
         let worst = self.found.values.entry(signal).or_insert(value);
         *worst = if signal.is_a_floor() { worst.min(value) } else { worst.max(value) };
-        limit.raises(signal, value, self.before.find(signal, subject).is_some())
+        limit.raises(signal, value, self.before.is_raised(signal, subject))
     }
 
     /// The two thresholds of a signal, for people.
@@ -290,7 +305,7 @@ impl Look<'_> {
     /// By so many, and by half as much again as usual: on a server with hundreds of sessions a handful more is nothing.
     fn more_than_usual(&mut self, signal: Signal, Usual { now, usual }: Usual) -> bool {
         let limit = self.limits.of(signal);
-        let raised = self.before.find(signal, "").is_some();
+        let raised = self.before.is_raised(signal, "");
         let scale = if raised { limit.leave.max(usual / 4.0) } else { limit.enter.max(usual / 2.0) };
         let more = now - usual;
         self.found.values.insert(signal, more);

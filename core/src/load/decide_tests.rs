@@ -213,6 +213,13 @@ fn what_cannot_be_read_slows_and_is_named_and_warned_of_once() {
 }
 
 #[test]
+fn a_signal_that_could_not_be_read_for_a_while_is_over_at_its_second_threshold() {
+    let blind = unreadable(Signal::ReplayLag);
+    assert_eq!(letters(&[lag(11.0), blind.clone(), blind.clone(), lag(5.0), lag(3.0), lag(5.0)]), "HS2S2HGG");
+    assert_eq!(letters(&[lag(5.0), blind, lag(5.0)]), "GS2G");
+}
+
+#[test]
 fn an_old_snapshot_that_cannot_be_seen_holds_nobody() {
     let decision = decide(&unreadable(Signal::SnapshotAge), &Decision::default(), &Limits::default());
     assert!(matches!(decision.verdict(&Work { rewrites: true, ..work() }), Verdict::Slow(2, _)));

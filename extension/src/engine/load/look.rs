@@ -97,7 +97,7 @@ fn see(memory: &mut Memory, before: &Decision, limits: &Limits) -> Result<Seen, 
     if let Some(found) =
         looking.read_statistics::<Sessions>(&sessions, SESSIONS, may).and_then(|rows| rows.into_iter().next())
     {
-        let raised = |signal| before.raised.iter().any(|raised| raised.signal == signal && !raised.unreadable);
+        let raised = |signal| before.is_raised(signal, "");
         seen.lock_waits = Some(memory.lock_waits(found.lock_waits, at, raised(Signal::LockWaits)));
         seen.active = Some(memory.active(found.active, at, raised(Signal::ActiveSessions)));
     }
