@@ -590,6 +590,15 @@ async fn who_may_say_what_is_too_much(server: Server) -> Result<()> {
     let set = operating.row("select * from migrator.set_limit('replay_lag')").await?;
     ensure!(set == ["10 s", "3 s"], "back to the default: {set:?}");
 
+    // The caller's own statement_timeout ends the call, not only the query, and leaves the session as any error does.
+    operating.run("set statement_timeout = '200 ms'").await?;
+    let refusal = operating.refusal("select migrator.set_own_query('select 1 from pg_catalog.pg_sleep(20)')").await?;
+    ensure!(refusal.code == "57014", "{refusal}");
+    operating.run("set statement_timeout = '20 s'").await?;
+    let refusal = operating.refusal("select migrator.set_own_query('select 1 from pg_catalog.pg_sleep(20)')").await?;
+    ensure!(refusal.code == "57014" && refusal.message.contains("longer than 1000 ms"), "{refusal}");
+    operating.run("reset statement_timeout").await?;
+
     // The query has the rights of who set it, whoever drives the change, and for as long as those are the same.
     let query = "select * from migrator.set_own_query('select level - 1 from public.gauge')";
     let refusal = operating.refusal("select migrator.set_own_query('select level from public.secret')").await?;
