@@ -17,3 +17,4 @@ pub mod plan;
 pub mod sql;
 pub mod sqlstate;
 pub mod state;
+pub mod upgrade;

@@ -11,11 +11,13 @@ mod capture;
 mod catalog;
 mod crash;
 mod engine;
+mod guard;
 mod raise;
 
 ::pgrx::pg_module_magic!(name, version);
 
 extension_sql_file!("../../sql/tables.sql", name = "tables", bootstrap);
+extension_sql_file!("../../sql/upgrades.sql", name = "upgrades", requires = ["tables"]);
 extension_sql_file!(
     "../../sql/procedures.sql",
     name = "procedures",
@@ -28,6 +30,8 @@ extension_sql_file!(
     ]
 );
 extension_sql_file!("../../sql/views.sql", name = "views", requires = ["tables"]);
+extension_sql_file!("../../sql/upgrade_views.sql", name = "upgrade_views", requires = ["upgrades", "views"]);
+extension_sql_file!("../../sql/upgrade_procedures.sql", name = "upgrade_procedures", requires = [api::upgrade::step]);
 extension_sql_file!(
     "../../sql/load.sql",
     name = "load",

@@ -16,6 +16,7 @@ pub mod servers;
 pub mod session;
 pub mod story;
 pub mod traffic;
+pub mod upgrades;
 pub mod witness;
 
 pub use anyhow::{Context, Result, bail, ensure};

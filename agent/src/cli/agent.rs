@@ -4,21 +4,22 @@ use super::Outcome;
 use super::context::Context;
 use super::run::default_jobs;
 use crate::db::{Class, Limits};
-use crate::engine::{Drive, End, Goal};
+use crate::engine::{Drive, End, Goal, UpgradeDrive, UpgradeEnd, UpgradeGoal};
 use crate::store::Unfit;
 use clap::Args;
 use tracing::{info, warn};
 
-/// Run as a daemon: drive every open change until it is ready, keep ready and swapped ones in step
+/// Run as a daemon: drive every open change until it is ready, keep ready and swapped ones in step, bring rows up
 ///
-/// Changes that were created with on_ready => 'swap' are swapped too. Any number of agents may run for one database.
+/// Changes that were created with on_ready => 'swap' are swapped too. Upgrades of rows are driven on connections of their
+/// own, as many again, as soon as they are registered. Any number of agents may run for one database.
 /// SIGTERM or SIGINT: finish the batch in hand, then exit; a second one ends it at once. After a kill the next agent
 /// goes on where the last one was.
 ///
 /// Example: migrator agent --database postgresql://db/shop --jobs 4 --log-format json
 #[derive(Debug, Args)]
 pub struct Agent {
-    /// Connections for work, beside one that looks [default: the cores of this machine, 2 to 4]
+    /// Connections for work on tables, and as many for upgrades of rows, each beside one that looks [default: the cores of this machine, 2 to 4]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
 }
@@ -36,12 +37,15 @@ impl Agent {
         }
         info!(target_database = %context.target, jobs, version = env!("CARGO_PKG_VERSION"), "agent started");
         let drive = Drive::new(context.target.clone(), Goal::Every, jobs, context.signals.clone());
-        match drive.run(|_, _| {}).await {
-            End::Failed(unfit) => Err(unfit.into()),
-            End::Settled | End::Blocked | End::Interrupted => {
-                info!("agent stopped");
-                Ok(Outcome::Done)
-            }
+        let upgrades = UpgradeDrive::new(context.target.clone(), UpgradeGoal::Every, jobs, context.signals.clone());
+        let (changes, upgrades) = tokio::join!(drive.run(|_, _| {}), upgrades.run(|_, _| {}));
+        if let End::Failed(unfit) = changes {
+            return Err(unfit.into());
         }
+        if let UpgradeEnd::Failed(unfit) = upgrades {
+            return Err(unfit.into());
+        }
+        info!("agent stopped");
+        Ok(Outcome::Done)
     }
 }

@@ -1,6 +1,7 @@
 //! How errors are shown: the server's words on separate lines, never a password.
 
 use super::run::Blocked;
+use super::upgrade::PickError;
 use crate::db::{Answer, Trouble, redact};
 use crate::store::{SelectorError, Unfit};
 use serde_json::json;
@@ -74,9 +75,11 @@ fn parts(error: &anyhow::Error) -> Parts {
     }
     let hint = error.chain().find_map(|cause| {
         let unfit = cause.downcast_ref::<Unfit>().and_then(Unfit::hint);
+        let pick = || cause.downcast_ref::<PickError>().map(|error| error.hint().to_owned());
         let blocked = || cause.downcast_ref::<Blocked>().and_then(|blocked| blocked.remedy.clone());
         unfit
             .or_else(blocked)
+            .or_else(pick)
             .or_else(|| cause.downcast_ref::<SelectorError>().map(|_| "See them with: migrator list --all".to_owned()))
     });
     let of = |part: fn(&Answer) -> &Option<String>| answer.and_then(|answer| part(answer).as_deref().map(redact));

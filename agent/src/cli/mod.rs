@@ -23,6 +23,7 @@ mod run;
 mod selector;
 mod status;
 mod swap;
+mod upgrade;
 mod verify;
 
 use clap::{Args, Parser, Subcommand};
@@ -33,7 +34,7 @@ use std::process::ExitCode;
 /// Changes tables while applications go on reading and writing.
 ///
 /// A change fills a shadow beside the live table, keeps it in step, verifies it, and puts it in the live table's place
-/// in one short transaction. All state is in the database (schema migrator): this program may be stopped or killed at
+/// in one short transaction. An upgrade brings rows up where they are. All state is in the database (schema migrator): this program may be stopped or killed at
 /// any time and goes on where it was.
 #[derive(Debug, Parser)]
 #[command(name = "migrator", version, after_help = AFTER)]
@@ -93,6 +94,8 @@ enum Command {
     /// Give a change up before its swap: its shadow is dropped, the live table stays as it is
     Cancel(end::End),
     Cleanup(cleanup::Cleanup),
+    #[command(subcommand)]
+    Upgrade(upgrade::Upgrade),
     Log(log::Log),
     Doctor(doctor::Doctor),
 }
@@ -113,6 +116,7 @@ impl Command {
             Command::Finish(it) => it.output.json,
             Command::Cancel(it) => it.output.json,
             Command::Cleanup(it) => it.output.json,
+            Command::Upgrade(it) => it.wants_json(),
             Command::Log(it) => it.output.json,
             Command::Doctor(it) => it.output.json,
         }
@@ -133,6 +137,7 @@ impl Command {
             Command::Finish(it) => it.finish(context).await,
             Command::Cancel(it) => it.cancel(context).await,
             Command::Cleanup(it) => it.run(context).await,
+            Command::Upgrade(it) => it.run(context).await,
             Command::Log(it) => it.run(context).await,
             Command::Doctor(it) => it.run(context).await,
         }

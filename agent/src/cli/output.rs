@@ -1,6 +1,6 @@
 //! stdout: tables for people, one JSON document for machines.
 
-use crate::store::Change;
+use crate::store::{Change, Upgrade};
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{FormattedDuration, HumanCount};
@@ -47,6 +47,9 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
     line(table.to_string().trim_end());
 }
 
+/// The kind of an upgrade of rows, beside those of changes.
+pub const UPGRADE: &str = "upgrade";
+
 /// What a person reads instead of nothing.
 pub fn or_dash(text: Option<&str>) -> String {
     text.filter(|text| !text.is_empty()).unwrap_or("-").to_owned()
@@ -66,14 +69,24 @@ pub fn moment(text: Option<&str>) -> String {
 }
 
 /// `41 %`.
-pub fn percent(change: &Change) -> String {
-    change.progress.map_or_else(|| "-".to_owned(), |progress| format!("{:.0} %", progress.clamp(0.0, 1.0) * 100.0))
+pub fn share(progress: Option<f64>) -> String {
+    progress.map_or_else(|| "-".to_owned(), |progress| format!("{:.0} %", progress.clamp(0.0, 1.0) * 100.0))
 }
 
 /// Time to go.
-pub fn eta(change: &Change) -> String {
-    let time = change.eta_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+pub fn duration(seconds: Option<f64>) -> String {
+    let time = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     time.map_or_else(|| "-".to_owned(), |time| FormattedDuration(time).to_string())
+}
+
+/// Of a change.
+pub fn percent(change: &Change) -> String {
+    share(change.progress)
+}
+
+/// Of a change.
+pub fn eta(change: &Change) -> String {
+    duration(change.eta_seconds)
 }
 
 /// `1,234,567`.
@@ -81,28 +94,42 @@ pub fn count(number: Option<i64>) -> String {
     number.and_then(|number| u64::try_from(number).ok()).map_or_else(|| "-".to_owned(), |n| HumanCount(n).to_string())
 }
 
-/// The changes in a table, and below it what somebody should know of each.
-pub fn changes(changes: &[Change]) {
-    let row = |change: &Change| {
-        let rows = match (change.rows_done, change.rows_total) {
-            (None, None) => "-".to_owned(),
-            (done, total) => format!("{} / {}", count(done), count(total)),
-        };
+/// Changes and upgrades in one table: where each stands and what somebody should do.
+pub fn changes(changes: &[Change], upgrades: &[Upgrade]) {
+    let rows = |done: Option<i64>, total: Option<i64>| match (done, total) {
+        (None, None) => "-".to_owned(),
+        (done, total) => format!("{} / {}", count(done), count(total)),
+    };
+    let change = |change: &Change| {
         vec![
             change.change.to_string(),
             change.kind.clone(),
             change.relation.clone(),
             change.state.clone(),
             percent(change),
-            rows,
+            rows(change.rows_done, change.rows_total),
             count(change.backlog),
             eta(change),
             or_dash(change.waits_for.as_deref()),
             or_dash(change.next_step.as_deref()),
         ]
     };
+    let upgrade = |upgrade: &Upgrade| {
+        vec![
+            upgrade.name.clone(),
+            UPGRADE.to_owned(),
+            upgrade.relation.clone(),
+            upgrade.state.clone(),
+            share(upgrade.progress),
+            rows(upgrade.rows_done, upgrade.rows_total()),
+            "-".to_owned(),
+            duration(upgrade.eta_seconds),
+            or_dash(upgrade.waits_for.as_deref()),
+            or_dash(upgrade.next_step.as_deref()),
+        ]
+    };
     let header = ["CHANGE", "KIND", "TABLE", "STATE", "DONE", "ROWS", "BACKLOG", "ETA", "WAITS FOR", "NEXT STEP"];
-    table(&header, changes.iter().map(row));
+    table(&header, changes.iter().map(change).chain(upgrades.iter().map(upgrade)));
 }
 
 #[cfg(test)]

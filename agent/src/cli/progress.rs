@@ -1,7 +1,7 @@
-//! Progress of one change: a bar on a terminal, a line every few seconds elsewhere, nothing where nobody reads it.
+//! Progress of one change, or of one table's upgrades: a bar on a terminal, a line every few seconds elsewhere, nothing where nobody reads it.
 
 use super::logging::Sink;
-use super::output::{count, eta, percent};
+use super::output::{count, duration, share};
 use crate::store::Change;
 use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -10,7 +10,49 @@ use std::time::{Duration, Instant};
 /// How often a line is written where there is no terminal.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// Shows a change while it is driven.
+/// Where something stands.
+#[derive(Debug, Default)]
+pub struct Look {
+    /// What it is: the table.
+    pub title: String,
+    /// What is shown beside it.
+    pub state: String,
+    /// Rows a second are counted within a phase, where there is one.
+    pub phase: Option<String>,
+    /// 0 to 1.
+    pub progress: Option<f64>,
+    /// Rows done.
+    pub rows_done: Option<i64>,
+    /// Of so many.
+    pub rows_total: Option<i64>,
+    /// Rows a second, where the database knows.
+    pub rate: Option<f64>,
+    /// Time to go.
+    pub eta_seconds: Option<f64>,
+    /// Why it does not go on, if it does not.
+    pub reason: Option<String>,
+}
+
+impl Look {
+    /// At a change, and why its last call did nothing, if it did nothing.
+    pub fn at_change(change: &Change, reason: Option<&str>) -> Look {
+        // What a paused or blocked change waits for, its row says; what one that is driven waits for, its last call.
+        let reason = if change.can_advance() { reason } else { change.waits_for.as_deref() };
+        Look {
+            title: change.relation.clone(),
+            state: change.state.clone(),
+            phase: Some(change.phase.clone()),
+            progress: change.progress,
+            rows_done: change.rows_done,
+            rows_total: change.rows_total,
+            rate: None,
+            eta_seconds: change.eta_seconds,
+            reason: reason.map(str::to_owned),
+        }
+    }
+}
+
+/// Shows something while it is driven.
 pub struct Progress {
     shown: Shown,
     pace: Pace,
@@ -41,25 +83,25 @@ impl Progress {
         Progress { shown, pace: Pace::default() }
     }
 
-    /// Shows where the change stands now, and why it does not go on, if it does not.
-    pub fn show(&mut self, change: &Change, reason: Option<&str>, now: Instant) {
-        let rate = self.pace.rate(&change.phase, change.rows_done, now);
-        // What a paused or blocked change waits for, its row says; what one that is driven waits for, its last call.
-        let reason = if change.can_advance() { reason } else { change.waits_for.as_deref() };
+    /// Shows where it stands now.
+    pub fn show(&mut self, mut look: Look, now: Instant) {
+        if let Some(phase) = &look.phase {
+            look.rate = look.rate.or_else(|| self.pace.rate(phase, look.rows_done, now));
+        }
         match &mut self.shown {
             Shown::Nothing => {}
             Shown::Bar(bar) => {
-                bar.set_prefix(format!("{} {}", change.relation, change.state));
-                bar.set_message(figures(change, rate, reason));
+                bar.set_prefix(format!("{} {}", look.title, look.state));
+                bar.set_message(figures(&look));
                 // Between 0 and 1000, so exact.
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-                bar.set_position((change.progress.unwrap_or(0.0).clamp(0.0, 1.0) * 1000.0) as u64);
+                bar.set_position((look.progress.unwrap_or(0.0).clamp(0.0, 1.0) * 1000.0) as u64);
             }
             Shown::Lines { last } => {
-                let due = last.as_ref().is_none_or(|(at, state)| *state != change.state || now >= *at + EVERY);
+                let due = last.as_ref().is_none_or(|(at, state)| *state != look.state || now >= *at + EVERY);
                 if due {
-                    eprintln!("{} {}: {}", change.relation, change.state, figures(change, rate, reason));
-                    *last = Some((now, change.state.clone()));
+                    eprintln!("{} {}: {}", look.title, look.state, figures(&look));
+                    *last = Some((now, look.state));
                 }
             }
         }
@@ -73,25 +115,25 @@ impl Progress {
     }
 }
 
-fn figures(change: &Change, rate: Option<f64>, reason: Option<&str>) -> String {
-    let mut parts = vec![percent(change)];
+fn figures(look: &Look) -> String {
+    let mut parts = vec![share(look.progress)];
     // The total is an estimate, and none before the table was ever analyzed.
-    match (change.rows_done, change.rows_total) {
+    match (look.rows_done, look.rows_total) {
         (Some(done), Some(total)) if total >= done && total > 0 => {
             parts.push(format!("{} of {} rows", count(Some(done)), count(Some(total))));
         }
         (Some(done), _) => parts.push(format!("{} rows", count(Some(done)))),
         (None, _) => {}
     }
-    if let Some(rate) = rate {
+    if let Some(rate) = look.rate {
         // A rate of rows is far below what an i64 holds.
         #[allow(clippy::cast_possible_truncation)]
         parts.push(format!("{} rows/s", count(Some(rate.round() as i64))));
     }
-    if change.eta_seconds.is_some() {
-        parts.push(format!("{} to go", eta(change)));
+    if look.eta_seconds.is_some() {
+        parts.push(format!("{} to go", duration(look.eta_seconds)));
     }
-    if let Some(reason) = reason.filter(|reason| !reason.is_empty()) {
+    if let Some(reason) = look.reason.as_deref().filter(|reason| !reason.is_empty()) {
         parts.push(format!("waits: {reason}"));
     }
     parts.join(", ")

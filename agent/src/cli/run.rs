@@ -3,7 +3,7 @@
 use super::Outcome;
 use super::context::Context;
 use super::output::{self, Output};
-use super::progress::Progress;
+use super::progress::{Look, Progress};
 use crate::db::Limits;
 use crate::engine::{Drive, End, Goal};
 use crate::store::{Change, Selector, pick};
@@ -41,7 +41,7 @@ pub async fn to_the_end(
     let end = drive
         .run(|changes, reason| {
             if let Some(change) = changes.first() {
-                progress.show(change, reason, Instant::now());
+                progress.show(Look::at_change(change, reason), Instant::now());
             }
         })
         .await;

@@ -44,6 +44,14 @@ impl Select {
         Ok(pick(&store.changes(false).await?, &selector)?.clone())
     }
 
+    /// The table that is named; none where a change is named otherwise.
+    pub async fn table(&self, store: &Store) -> Result<Option<i64>, Trouble> {
+        match &self.table {
+            Some(name) => store.table(name).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// The change that is meant, be it over.
     pub async fn any_change(&self, store: &Store) -> anyhow::Result<Change> {
         let selector = self.selector(store).await?;

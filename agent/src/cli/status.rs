@@ -5,13 +5,13 @@ use super::context::Context;
 use super::output::{self, Output, moment, or_dash};
 use super::selector::Select;
 use crate::db::Limits;
-use crate::store::Change;
+use crate::store::{Change, SelectorError, Upgrade, UpgradeFilter};
 use clap::Args;
 use serde_json::json;
 
-/// Show open changes: state, progress, time to go, what each waits for, what to do next
+/// Show open changes and upgrades of rows: state, progress, time to go, what each waits for, what to do next
 ///
-/// With a selector: everything about one change, be it over. Exit status 1 when there is none.
+/// With a selector: everything about one change, be it over; with TABLE its upgrades too. Exit status 1 when there is none.
 #[derive(Debug, Args)]
 pub struct Status {
     #[command(flatten)]
@@ -23,18 +23,34 @@ pub struct Status {
 impl Status {
     pub(super) async fn run(self, context: Context) -> anyhow::Result<Outcome> {
         let store = context.store("status", Limits::Short).await?;
-        let changes = if self.select.is_given() {
-            vec![self.select.any_change(&store).await?]
+        let (changes, upgrades) = if self.select.is_given() {
+            let upgrades = match self.select.table(&store).await? {
+                None => vec![],
+                table => store.upgrades(UpgradeFilter { table, name: None }).await?,
+            };
+            match self.select.any_change(&store).await {
+                // A table may have upgrades and no change.
+                Err(error) if error.is::<SelectorError>() && !upgrades.is_empty() => (vec![], upgrades),
+                change => (vec![change?], upgrades),
+            }
         } else {
-            store.changes(false).await?
+            let mut upgrades = store.upgrades(UpgradeFilter::default()).await?;
+            upgrades.retain(Upgrade::is_open);
+            (store.changes(false).await?, upgrades)
         };
-        match (&changes[..], self.output.json) {
-            (_, true) => output::document(&json!({ "changes": changes })),
-            ([], false) => output::line("no open change"),
-            ([one], false) if self.select.is_given() => in_full(one),
-            (several, false) => output::changes(several),
+        match (&changes[..], &upgrades[..], self.output.json) {
+            (_, _, true) => output::document(&json!({ "changes": changes, "upgrades": upgrades })),
+            ([], [], false) => output::line("no open change"),
+            ([one], upgrades, false) if self.select.is_given() => {
+                in_full(one);
+                if !upgrades.is_empty() {
+                    output::line("");
+                    output::changes(&[], upgrades);
+                }
+            }
+            (changes, upgrades, false) => output::changes(changes, upgrades),
         }
-        Ok(if changes.is_empty() { Outcome::Negative } else { Outcome::Done })
+        Ok(if changes.is_empty() && upgrades.is_empty() { Outcome::Negative } else { Outcome::Done })
     }
 }
 

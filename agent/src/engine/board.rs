@@ -52,7 +52,7 @@ pub struct Turn {
 }
 
 /// How delays grow after each action that asks for a longer one each time.
-fn delays(action: Action) -> ExponentialBackoff {
+pub(super) fn delays(action: Action) -> ExponentialBackoff {
     let (least, most) = match action {
         Action::Retry => (Duration::from_millis(10), Duration::from_secs(1)),
         _ => (Duration::from_millis(200), Duration::from_secs(30)),

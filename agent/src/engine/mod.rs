@@ -5,7 +5,9 @@ mod board;
 mod decide;
 mod drive;
 mod signals;
+mod upgrade;
 mod worker;
 
 pub use drive::{Drive, End, Goal, interruptible};
 pub use signals::Signals;
+pub use upgrade::{UpgradeDrive, UpgradeEnd, UpgradeGoal};

@@ -219,7 +219,7 @@ impl Worker {
     }
 }
 
-fn class_of(unfit: &Unfit) -> crate::db::Class {
+pub(super) fn class_of(unfit: &Unfit) -> crate::db::Class {
     match unfit {
         Unfit::Trouble(trouble) => trouble.class(),
         // The extension is being updated or the program was left behind: a person must look.

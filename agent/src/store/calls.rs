@@ -12,7 +12,7 @@ use tokio_postgres::types::Type;
 
 /// An open connection to a database whose extension fits this program.
 pub struct Store {
-    session: Session,
+    pub(super) session: Session,
 }
 
 /// A change that somebody wants.

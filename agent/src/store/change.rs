@@ -151,10 +151,14 @@ pub struct Verified {
 /// A row of `migrator.log`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Event {
-    /// Ascending.
+    /// Ascending, among those of changes, and among those of upgrades.
     pub id: i64,
-    /// The change.
-    pub change: i64,
+    /// The change, if it is one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<i64>,
+    /// The table, where it is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relation: Option<String>,
     /// When.
     pub at: String,
     /// Who.

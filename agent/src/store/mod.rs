@@ -3,8 +3,11 @@
 
 mod calls;
 mod change;
+mod upgrade;
+mod upgrade_calls;
 mod version;
 
 pub use calls::{Order, Store, Wish};
 pub use change::{Advance, Change, Event, Finding, PlanStep, Selector, SelectorError, Turned, pick};
+pub use upgrade::{Mark, Upgrade, UpgradeFailure, UpgradeFilter, UpgradeOrder, UpgradeStep, by_table};
 pub use version::Unfit;

@@ -6,6 +6,8 @@ pub mod arguments;
 mod change;
 mod copy;
 mod create;
+mod hand;
 mod load;
 mod swap;
+mod upgrade;
 mod watch;

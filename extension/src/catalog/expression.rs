@@ -42,6 +42,8 @@ pub struct Place<'a> {
     pub settings: &'a [(String, String)],
     /// What it is, for messages: `transform of column x`.
     pub what: String,
+    /// Whether it may use the row as a whole.
+    pub whole_row: bool,
 }
 
 /// The type of a value: what an expression gives, or what a column takes.
@@ -62,6 +64,8 @@ pub struct Raw(pub(super) *mut pg_sys::Node);
 pub struct Expression {
     /// Deparsed text: columns under the alias, names qualified, not coerced to the target.
     pub sql: String,
+    /// attnums of the columns that it reads.
+    pub columns: Vec<i16>,
 }
 
 /// Reads `text` as one expression over the place's relation that a column of type `target` can take by assignment.
@@ -72,6 +76,18 @@ pub fn read(place: &Place<'_>, text: &str, target: Type) -> Result<Expression, F
 /// The same for an expression inside a statement that was parsed already (USING).
 pub fn read_raw(place: &Place<'_>, raw: Raw, target: Type) -> Result<Expression, Failure> {
     within(place, || analyze(place, raw, target))
+}
+
+/// Reads deparsed text of an expression over a row of an open table (alias `l`) and prepares it for the executor: coerced to
+/// `target`, constants folded. The tree is in the current memory context. Errors unwind.
+///
+/// # Safety
+/// The relation is open and stays so during the call.
+pub unsafe fn prepare(table: pg_sys::Relation, text: &str, target: Type) -> Result<*mut pg_sys::Expr, Failure> {
+    let node = transform(Some(table), Some(c"l"), parse(text)?, pg_sys::ParseExprKind::EXPR_KIND_ALTER_COL_TRANSFORM);
+    let node = assign(node, target).ok_or_else(|| mismatch(node, target))?;
+    // SAFETY: a whole, analyzed expression tree.
+    Ok(unsafe { pg_sys::expression_planner(node.cast::<pg_sys::Expr>()) })
 }
 
 /// Where the default of a column is found.
@@ -90,7 +106,7 @@ pub enum Default {
 pub fn read_default(place: &Place<'_>, default: Default, target: Type) -> Result<Option<String>, Failure> {
     within(place, || {
         let node = match default {
-            Default::Clause(raw) => transform(None, raw, pg_sys::ParseExprKind::EXPR_KIND_COLUMN_DEFAULT),
+            Default::Clause(raw) => transform(None, None, raw, pg_sys::ParseExprKind::EXPR_KIND_COLUMN_DEFAULT),
             // SAFETY: a type's oid; NULL for a type without a default.
             Default::OfType => unsafe { pg_sys::get_typdefault(pg_sys::Oid::from(target.oid)) },
             Default::Stored(attnum) => {
@@ -229,7 +245,7 @@ unsafe fn is_star(node: *mut pg_sys::Node) -> bool {
 /// Parse analysis, and every check that does not depend on the user's wish.
 fn analyze(place: &Place<'_>, raw: Raw, target: Type) -> Result<Expression, Failure> {
     let table = Opened::open(place.relation);
-    let mut node = transform(Some(&table), raw, pg_sys::ParseExprKind::EXPR_KIND_ALTER_COL_TRANSFORM);
+    let mut node = transform(Some(table.0), None, raw, pg_sys::ParseExprKind::EXPR_KIND_ALTER_COL_TRANSFORM);
     // SAFETY: a whole expression tree.
     if unsafe { pg_sys::exprType(node) } == pg_sys::UNKNOWNOID {
         // A bare literal takes the column's type, but not its modifier: that is for assignment to enforce.
@@ -241,7 +257,7 @@ fn analyze(place: &Place<'_>, raw: Raw, target: Type) -> Result<Expression, Fail
         return Err(repeatable(refused));
     }
     volatility::check(&found.functions)?;
-    if found.columns.contains(&0) {
+    if !place.whole_row && found.columns.contains(&0) {
         return Err(Failure::new(code::NOT_SUPPORTED, "the whole row cannot be used")
             .hint("Name the columns that the expression needs."));
     }
@@ -253,12 +269,12 @@ fn analyze(place: &Place<'_>, raw: Raw, target: Type) -> Result<Expression, Fail
     if assign(node, target).is_none() {
         return Err(mismatch(node, target));
     }
-    Ok(Expression { sql: deparse(node, Some(place)) })
+    Ok(Expression { sql: deparse(node, Some(place)), columns: found.columns })
 }
 
 fn repeatable(what: String) -> Failure {
     Failure::new(code::NOT_SUPPORTED, format!("{what} cannot be used: its value depends on more than the row"))
-        .detail("A row is read again at every catch-up and by verify, in other sessions and at other times, and has to give the same value each time.")
+        .detail("It is evaluated for the same row again, in other sessions and at other times, and has to give the same value each time.")
 }
 
 fn mismatch(node: *mut pg_sys::Node, target: Type) -> Failure {
@@ -278,14 +294,21 @@ pub fn type_text(oid: u32, modifier: i32) -> String {
     unsafe { owned(pg_sys::format_type_with_typemod(pg_sys::Oid::from(oid), modifier)) }
 }
 
-fn transform(table: Option<&Opened>, raw: Raw, kind: pg_sys::ParseExprKind::Type) -> *mut pg_sys::Node {
+fn transform(
+    table: Option<pg_sys::Relation>,
+    alias: Option<&CStr>,
+    raw: Raw,
+    kind: pg_sys::ParseExprKind::Type,
+) -> *mut pg_sys::Node {
     // SAFETY: the sequence of cookDefault and ATPrepAlterColumnType (catalog/heap.c, commands/tablecmds.c).
     // transformExpr may scribble on its input, so it gets a copy.
     unsafe {
         let state = pg_sys::make_parsestate(std::ptr::null_mut());
         if let Some(table) = table {
             let mode = i32::try_from(pg_sys::AccessShareLock).expect("a small number");
-            let item = pg_sys::addRangeTableEntryForRelation(state, table.0, mode, std::ptr::null_mut(), false, true);
+            let alias =
+                alias.map_or(std::ptr::null_mut(), |alias| pg_sys::makeAlias(alias.as_ptr(), std::ptr::null_mut()));
+            let item = pg_sys::addRangeTableEntryForRelation(state, table, mode, alias, false, true);
             pg_sys::addNSItemToQuery(state, item, false, true, true);
         }
         let copy = pg_sys::copyObjectImpl(raw.0.cast::<c_void>()).cast::<pg_sys::Node>();

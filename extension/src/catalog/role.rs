@@ -56,8 +56,13 @@ impl Drop for Scope {
 unsafe fn set(name: &str, value: &str) {
     let name = CString::new(name).expect("setting names have no NUL");
     let value = CString::new(value).expect("setting values have no NUL");
-    // SAFETY: both strings live over the call; GUC_ACTION_SAVE is undone by AtEOXact_GUC.
+    // SAFETY: both strings live over the call; GUC_ACTION_SAVE is undone by AtEOXact_GUC. What GetConfigOption() returns lives
+    // until the setting changes. Setting what is set costs a hundred times as much as looking, and this runs for single rows.
     unsafe {
+        let now = pg_sys::GetConfigOption(name.as_ptr(), true, false);
+        if !now.is_null() && std::ffi::CStr::from_ptr(now) == value.as_c_str() {
+            return;
+        }
         pg_sys::set_config_option(
             name.as_ptr(),
             value.as_ptr(),

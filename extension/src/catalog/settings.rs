@@ -23,6 +23,16 @@ const NAMES: &[&str] = &[
     "default_text_search_config",
 ];
 
+/// Keys of rows are kept as text, compared, and read in other sessions: in forms that do not depend on who writes them.
+pub const AS_TEXT: [(&str, &str); 6] = [
+    ("TimeZone", "UTC"),
+    ("DateStyle", "ISO"),
+    ("IntervalStyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+];
+
 /// Reads them from the session, before anything is pinned.
 pub fn of_session() -> Vec<(String, String)> {
     let mut settings = vec![("search_path".to_owned(), search_path())];

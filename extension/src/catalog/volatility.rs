@@ -138,7 +138,7 @@ pub fn check(functions: &[u32]) -> Result<(), Failure> {
 fn judge(function: &Function) -> Result<(), Failure> {
     let name = if function.built_in { function.name.name.as_str().to_owned() } else { function.name.plain() };
     let refused = Failure::new(code::NOT_SUPPORTED, format!("function {name} cannot be used: its value depends on more than the row"))
-        .detail("A row is read again at every catch-up and by verify, in other sessions and at other times, and has to give the same value each time.");
+        .detail("It is evaluated for the same row again, in other sessions and at other times, and has to give the same value each time.");
     if function.volatility == "v" {
         return Err(if function.built_in {
             refused

@@ -67,8 +67,10 @@ pub fn examine(caller: pgrx::pg_sys::Oid) -> Result<Vec<Finding>, Failure> {
          union all select 'warning', pg_catalog.format('signal %s', g.signal), \
                 pg_catalog.format('it %s work since %s: %s', case g.verdict when 'hold' then 'holds' else 'slows down' end, g.since::pg_catalog.timestamptz(0), g.reason), g.remedy \
            from migrator._signals() g where g.verdict <> 'go' and g.sampled_at > pg_catalog.clock_timestamp() - interval '1 minute' and exists (select from seen) \
+         union all select * from ({upgrades}) u \
          ) q order by case q.severity when 'error' then 0 when 'warning' then 1 else 2 end, q.subject",
-        version = env!("CARGO_PKG_VERSION")
+        version = env!("CARGO_PKG_VERSION"),
+        upgrades = crate::engine::upgrade::findings::SQL,
     );
     // On a standby too: whether the library is there shows only there.
     spi::fetch_read_only(&sql, &[caller.into()])

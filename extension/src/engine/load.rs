@@ -114,6 +114,27 @@ pub fn work(change: &Change) -> Result<Work, Failure> {
     Ok(Work { tables: found.tables, tablespaces: found.tablespaces, rewrites: false })
 }
 
+/// What a table's upgrades are at work on.
+pub fn work_on_rows(table: u32) -> Result<Work, Failure> {
+    #[derive(Deserialize)]
+    struct Found {
+        tables: Vec<u32>,
+        tablespaces: Vec<u32>,
+    }
+    let found: Found = spi::fetch_one(
+        "select m.tables, m.tablespaces from (with members as (select t.relid::pg_catalog.oid as oid from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t \
+               union select $1) \
+         select (select pg_catalog.jsonb_agg(x.oid::pg_catalog.int8) from members m join pg_catalog.pg_class c on c.oid = m.oid, \
+                  lateral (values (c.oid), (c.reltoastrelid)) x(oid) where x.oid <> 0) as tables, \
+           (select pg_catalog.jsonb_agg(distinct coalesce(nullif(c.reltablespace, 0), d.dattablespace)::pg_catalog.int8) \
+              from pg_catalog.pg_class c where c.oid in (select m.oid from members m) \
+                or c.oid in (select i.indexrelid from pg_catalog.pg_index i where i.indrelid in (select m.oid from members m))) as tablespaces \
+         from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) m",
+        &[pg_sys::Oid::from(table).into()],
+    )?;
+    Ok(Work { tables: found.tables, tablespaces: found.tablespaces, rewrites: true })
+}
+
 /// How long a caller rests after a batch that was divided.
 pub fn rest_ms(factor: i32) -> i32 {
     i32::try_from(batch::rest(factor).as_millis()).unwrap_or(i32::MAX)

@@ -23,4 +23,5 @@ pub mod shape;
 pub mod snapshot;
 pub mod swap;
 pub mod sync;
+pub mod upgrade;
 pub mod verify;

@@ -5,6 +5,7 @@ use crate::catalog::attempt::attempt;
 use crate::catalog::relation::Relation;
 use crate::catalog::{actions, definition, dependants, spi};
 use crate::crash;
+use crate::engine::upgrade::follow;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::Name;
 use migrator_core::plan::Plan;
@@ -15,8 +16,8 @@ mod builds;
 pub mod checks;
 mod columns;
 mod explain;
-mod keys;
-mod measure;
+pub mod keys;
+pub mod measure;
 pub mod table;
 
 pub use crate::catalog::definition::{columns_in_use, definitions, structure};
@@ -118,6 +119,7 @@ fn make(request: &Request, live: &Relation, id: i64) -> Result<Made, Failure> {
     let shapes = keys::Shapes { live, shadow: &shadow, before: &before, after: &after, columns: &new_columns };
     let (key, carrier) = shapes.key()?;
     let old_columns = work.backward(&after, &key)?;
+    follow::fits(live, &after)?;
     table::assert_inert(live, &shadow)?;
     table::names_are_free(live, &shadow)?;
     let builds = builds::take(&steps, &shadow, carrier)?;

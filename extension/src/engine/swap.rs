@@ -13,6 +13,7 @@ use crate::crash;
 use crate::engine::carry::{self, Carryover};
 use crate::engine::change::{Change, plain_regclass};
 use crate::engine::rest::{self, Rest};
+use crate::engine::upgrade::follow::follow;
 use crate::engine::{bad_row, guard, owner, reconcile, snapshot, sync};
 use migrator_core::batch;
 use migrator_core::failure::{Failure, code};
@@ -435,6 +436,7 @@ fn one(change: &Change, way: Way, carryover: &Carryover, rows: i64) -> Result<()
     spi::execute(&format!("alter table {} set schema {away}", front.name), &[])?;
     spi::execute(&format!("alter table {} set schema {home}", rear.name), &[])?;
     run(&carryover.after_move)?;
+    follow(front.oid, rear.oid)?;
     let new_front = Relation::get(rear.oid)?;
     if way == Way::Swap {
         add_unvalidated(&change, &new_front)?;

@@ -129,7 +129,14 @@ impl Work<'_> {
             Shape::Old => self.live.oid,
             Shape::New => self.shadow.oid,
         };
-        Place { relation, shape, owner: self.live.owner(), settings: &self.request.session.settings, what }
+        Place {
+            relation,
+            shape,
+            owner: self.live.owner(),
+            settings: &self.request.session.settings,
+            what,
+            whole_row: false,
+        }
     }
 
     fn old_of(&self, column: &Column) -> Option<&Column> {

@@ -96,6 +96,16 @@ impl Shapes<'_> {
     }
 }
 
+/// The columns by which a table's rows are named, in the order of the index that does it; None without a key.
+pub fn of_table(table: u32) -> Result<Option<Vec<Column>>, Failure> {
+    let columns = definition::columns(table)?;
+    let mut candidates: Vec<Index> =
+        definition::indexes(table)?.into_iter().filter(|index| identifies(index, &columns)).collect();
+    candidates.sort_by_key(|index| (!index.is_primary, index.keys.len(), index.oid));
+    let column = |attnum: &i16| columns.iter().find(|column| column.attnum == *attnum).cloned();
+    Ok(candidates.first().and_then(|index| index.keys.iter().map(column).collect()))
+}
+
 /// Whether an index tells every row from every other by the plain equality of its columns' types.
 fn identifies(index: &Index, columns: &[Column]) -> bool {
     index.is_unique

@@ -1,8 +1,10 @@
 //! The bench: what a change costs, side by side with pg_repack and with a blocking ALTER TABLE, on PostgreSQL 15.
 //!
 //! MIGRATOR_SCALE: millions of rows (2). `--rounds N`: how often each is measured, in turn (3); medians count.
-//! `--only PART`: one of whole, copy, capture, lock. `--json` prints the results as JSON; they are also in
+//! `--only PART`: one of whole, copy, capture, lock, upgrades. `--json` prints the results as JSON; they are also in
 //! target/bench.json. `--check` ends with an error when a limit is broken.
+
+mod upgrades;
 
 use migrator_tests::lock_watch::LockWatch;
 use migrator_tests::program::{agent, postgresql};
@@ -29,7 +31,7 @@ const SETTINGS: [(&str, &str); 9] = [
 /// Connections that work at the same time, for migrator and for pg_repack alike.
 const JOBS: &str = "2";
 
-const PARTS: [&str; 4] = ["whole", "copy", "capture", "lock"];
+const PARTS: [&str; 5] = ["whole", "copy", "capture", "lock", "upgrades"];
 
 struct Wishes {
     rows: i64,
@@ -180,6 +182,10 @@ async fn measure(wishes: &Wishes) -> Result<(String, Vec<Line>)> {
     }
     if wanted("lock") {
         lines.push(lock_hold(&database, &session, wishes).await?);
+    }
+    if wanted("upgrades") {
+        session.run("drop table if exists big, base").await?;
+        lines.extend(upgrades::measure(&database, &session, wishes).await?);
     }
     Ok((version, lines))
 }

@@ -1,0 +1,152 @@
+//! `migrator upgrade run` and `verify`: a table's upgrades in the foreground.
+
+use super::select::{Pick, Picked};
+use super::shown;
+use crate::cli::Outcome;
+use crate::cli::context::Context;
+use crate::cli::output::{self, Output};
+use crate::cli::progress::Progress;
+use crate::cli::run::default_jobs;
+use crate::db::Limits;
+use crate::engine::{UpgradeDrive, UpgradeEnd, UpgradeGoal, interruptible};
+use crate::store::{Upgrade, UpgradeFilter, UpgradeOrder, UpgradeStep};
+use anyhow::bail;
+use clap::Args;
+use serde_json::json;
+use std::time::Instant;
+
+/// Bring all rows of a table up, in batches over several connections
+///
+/// Stop it or kill it at any time and run it again: each row is upgraded once. A paused table is waited for. Exit status 1
+/// when something is left that only people or application code can do: rows set aside, a blocked upgrade.
+///
+/// Example: migrator upgrade run article --workers 4
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pick: Pick,
+    /// Until this upgrade is complete, whatever the others need
+    #[arg(long)]
+    name: Option<String>,
+    /// Connections for batches; VACUUM runs on one of its own
+    #[arg(long, visible_alias = "jobs", value_name = "N")]
+    workers: Option<usize>,
+    /// Show what there is to do; write nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
+}
+
+/// Look at every row of a table again, and bring up those that lack something
+///
+/// Exit status as for `migrator upgrade run`.
+///
+/// Example: migrator upgrade verify article
+#[derive(Debug, Args)]
+pub struct Verify {
+    #[command(flatten)]
+    pick: Pick,
+    /// Connections for batches
+    #[arg(long, visible_alias = "jobs", value_name = "N")]
+    workers: Option<usize>,
+    #[command(flatten)]
+    pub(super) output: Output,
+}
+
+impl Run {
+    pub(super) async fn run(self, context: Context) -> anyhow::Result<Outcome> {
+        let store = context.store("upgrade", Limits::Short).await?;
+        let mut picked = self.pick.picked(&store).await?;
+        drop(store);
+        if let Some(name) = &self.name {
+            picked.named(name)?;
+        }
+        if self.dry_run {
+            if let Some(name) = &self.name {
+                picked.upgrades.retain(|upgrade| upgrade.name == *name);
+            }
+            return Ok(foresee(&picked, &self.output));
+        }
+        to_the_end(&context, &picked, self.name, self.workers, &self.output).await
+    }
+}
+
+impl Verify {
+    pub(super) async fn run(self, context: Context) -> anyhow::Result<Outcome> {
+        let store = context.store("upgrade", Limits::Work).await?;
+        let picked = self.pick.picked(&store).await?;
+        let call = store.upgrade_order(UpgradeOrder::Verify, picked.table);
+        interruptible(&context.signals, &store, call).await?;
+        drop(store);
+        to_the_end(&context, &picked, None, self.workers, &self.output).await
+    }
+}
+
+fn foresee(picked: &Picked, output: &Output) -> Outcome {
+    let open: Vec<&Upgrade> = picked.upgrades.iter().filter(|upgrade| upgrade.is_open()).collect();
+    if output.json {
+        output::document(&json!({ "dry_run": true, "relation": picked.relation, "upgrades": open }));
+    } else if open.is_empty() {
+        output::line(&format!("upgrades of {} are complete", picked.relation));
+    } else {
+        shown::stand(&open.into_iter().cloned().collect::<Vec<_>>());
+    }
+    Outcome::Done
+}
+
+/// Drives a table's upgrades until no step can do more, and says where they stand then.
+async fn to_the_end(
+    context: &Context,
+    picked: &Picked,
+    name: Option<String>,
+    workers: Option<usize>,
+    output: &Output,
+) -> anyhow::Result<Outcome> {
+    let workers = workers.or(context.jobs).unwrap_or_else(default_jobs).max(1);
+    let mut progress = Progress::new(output.json || context.quiet, &context.log);
+    let goal = UpgradeGoal::Table { table: picked.table, name: name.clone() };
+    let end = UpgradeDrive::new(context.target.clone(), goal, workers, context.signals.clone())
+        .run(|upgrades, reason| {
+            if let Some(look) = shown::looked(upgrades, reason) {
+                progress.show(look, Instant::now());
+            }
+        })
+        .await;
+    progress.end();
+    let step = match end {
+        UpgradeEnd::Done(step) => step,
+        UpgradeEnd::Failed(unfit) => return Err(unfit.into()),
+        UpgradeEnd::Interrupted => bail!(
+            "interrupted; nothing is lost: go on with `migrator upgrade run {}`, or leave it to an agent",
+            picked.relation
+        ),
+    };
+    let store = context.store("look", Limits::Short).await?;
+    let filter = UpgradeFilter { table: Some(picked.table), name: name.as_deref() };
+    let now = store.upgrades(filter).await?;
+    Ok(conclude(&picked.relation, &now, &step, output.json))
+}
+
+fn conclude(relation: &str, now: &[Upgrade], step: &UpgradeStep, json: bool) -> Outcome {
+    let complete = step.state == "complete";
+    // What the database says is to be done next: for the first that needs somebody, else for the first that is not complete.
+    let needs_somebody = |upgrade: &&Upgrade| upgrade.state == "blocked" || upgrade.failed.unwrap_or(0) > 0;
+    let open = || now.iter().filter(|upgrade| !complete && upgrade.is_open());
+    let hint = open().find(needs_somebody).or_else(|| open().next()).and_then(|upgrade| upgrade.next_step.clone());
+    if json {
+        output::document(&json!({"relation": relation, "state": step.state, "reason": step.reason, "hint": hint,
+            "upgrades": now}));
+    } else if complete {
+        let names: Vec<&str> = now.iter().map(|upgrade| upgrade.name.as_str()).collect();
+        let names = if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) };
+        output::line(&format!("upgrades of {relation} are complete{names}"));
+    } else {
+        let reason = output::or_dash(step.reason.as_deref());
+        output::line(&format!("upgrades of {relation} are not complete, {}: {reason}", step.state));
+        if let Some(hint) = hint.filter(|hint| !reason.contains(hint.as_str())) {
+            output::line(&format!("HINT: {hint}"));
+        }
+    }
+    if complete { Outcome::Done } else { Outcome::Negative }
+}

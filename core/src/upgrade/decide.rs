@@ -1,0 +1,171 @@
+//! What is done for one upgrade of one row that is written.
+//!
+//! An application that does not know of the upgrade writes inputs and leaves outputs alone; one that knows writes outputs,
+//! and perhaps the name; an old one may write the whole row, names included, as it read it minutes ago. Told apart by
+//! what changed, this is what each of them means.
+
+use super::Upgrade;
+
+/// How a row is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Row {
+    /// INSERT: every input is new; an output "changed" where it differs from its column's default.
+    New,
+    /// UPDATE by anybody, a batch included.
+    Updated,
+}
+
+/// What the statement did to the upgrade's columns, with the effect of the upgrades before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Whether the row had the name before the statement; false for a new row.
+    pub had: bool,
+    /// Whether the row has it as written.
+    pub has: bool,
+    /// Whether an input changed.
+    pub inputs: bool,
+    /// Whether an output changed.
+    pub outputs: bool,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// The outputs stay as they are and the name is there.
+    Keep,
+    /// Outputs that the statement did not write itself are made from the inputs, and the name is set.
+    DeriveOthers,
+    /// All outputs are made from the inputs, and the name is set.
+    Derive,
+    /// The name goes, and with it those of all later upgrades: it has to be done again, later and by others.
+    Leave,
+}
+
+/// The act for one upgrade. `in_batch`: the statement is a batch of ours, which may derive what a deferred upgrade derives.
+pub fn decide(upgrade: &Upgrade, row: Row, written: Written, in_batch: bool) -> Act {
+    if upgrade.is_application() {
+        return application(row, written);
+    }
+    if upgrade.in_place {
+        return in_place(row, written);
+    }
+    let act = match row {
+        // Born with the name by the column's default, and yet written by somebody who does not know of it: what is at its
+        // default was not written.
+        Row::New => Act::DeriveOthers,
+        // Derived values follow their inputs, whatever the name says.
+        Row::Updated if written.had && (written.inputs || !written.has) => Act::Derive,
+        Row::Updated if written.has && !written.inputs => Act::Keep,
+        // The name is new and so are the inputs: the writer cannot have known what comes of them in the end.
+        Row::Updated if written.has => Act::Derive,
+        Row::Updated if written.inputs => Act::Derive,
+        Row::Updated => Act::DeriveOthers,
+    };
+    if upgrade.deferred && !in_batch && act != Act::Keep { deferred(row, written) } else { act }
+}
+
+/// Nothing is derived in an application's statement. What it wrote knowingly stays.
+fn deferred(row: Row, written: Written) -> Act {
+    let knows = written.has && written.outputs && (row == Row::New || !written.inputs);
+    if knows { Act::Keep } else { Act::Leave }
+}
+
+fn application(row: Row, written: Written) -> Act {
+    let outdated = row == Row::Updated && written.had && written.inputs && !written.outputs;
+    if written.has && !outdated { Act::Keep } else { Act::Leave }
+}
+
+/// Whoever writes is new (it was declared so): what is written is in the new shape.
+fn in_place(row: Row, written: Written) -> Act {
+    if row == Row::New || written.had || written.has || written.outputs { Act::Keep } else { Act::Derive }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ident::Ident;
+
+    fn upgrade(expression: bool) -> Upgrade {
+        Upgrade {
+            id: 1,
+            name: "u".into(),
+            set: if expression { vec![(Ident::new("b"), "l.a".into())] } else { vec![] },
+            inputs: vec![Ident::new("a")],
+            outputs: vec![],
+            settings: 0,
+            in_place: false,
+            deferred: false,
+        }
+    }
+
+    fn updated(upgrade: &Upgrade, had: bool, has: bool, inputs: bool, outputs: bool) -> Act {
+        decide(upgrade, Row::Updated, Written { had, has, inputs, outputs }, false)
+    }
+
+    #[test]
+    fn derived_values_follow_their_inputs_whatever_the_name_says() {
+        let upgrade = upgrade(true);
+        for outputs in [false, true] {
+            assert_eq!(updated(&upgrade, true, true, true, outputs), Act::Derive);
+            assert_eq!(updated(&upgrade, false, false, true, outputs), Act::Derive);
+        }
+    }
+
+    #[test]
+    fn a_stale_overwrite_of_the_whole_row_is_made_good() {
+        assert_eq!(updated(&upgrade(true), true, false, false, true), Act::Derive);
+    }
+
+    #[test]
+    fn what_a_new_application_writes_is_kept() {
+        let upgrade = upgrade(true);
+        assert_eq!(updated(&upgrade, true, true, false, true), Act::Keep);
+        assert_eq!(updated(&upgrade, false, true, false, true), Act::Keep, "object and name written together");
+        assert_eq!(updated(&upgrade, false, false, false, true), Act::DeriveOthers, "the outputs it wrote stay");
+        assert_eq!(updated(&upgrade, false, false, false, false), Act::DeriveOthers);
+    }
+
+    #[test]
+    fn a_new_row_gets_what_nobody_wrote() {
+        let upgrade = upgrade(true);
+        for has in [false, true] {
+            let written = Written { had: false, has, inputs: true, outputs: false };
+            assert_eq!(decide(&upgrade, Row::New, written, false), Act::DeriveOthers);
+        }
+    }
+
+    #[test]
+    fn application_code_is_waited_for() {
+        let upgrade = upgrade(false);
+        assert_eq!(updated(&upgrade, false, false, false, false), Act::Leave);
+        assert_eq!(updated(&upgrade, false, true, false, true), Act::Keep);
+        assert_eq!(updated(&upgrade, true, true, true, false), Act::Leave, "its inputs changed under it");
+        assert_eq!(updated(&upgrade, true, true, true, true), Act::Keep, "both written together");
+        assert_eq!(updated(&upgrade, true, false, false, false), Act::Leave);
+    }
+
+    #[test]
+    fn in_place_is_never_done_twice() {
+        let upgrade = Upgrade { in_place: true, ..upgrade(true) };
+        assert_eq!(updated(&upgrade, true, true, true, true), Act::Keep);
+        assert_eq!(
+            updated(&upgrade, true, false, false, false),
+            Act::Keep,
+            "the name was overwritten, the value was not"
+        );
+        assert_eq!(updated(&upgrade, false, false, false, false), Act::Derive);
+        assert_eq!(updated(&upgrade, false, false, true, true), Act::Keep, "a new value is in the new shape");
+        let written = Written { had: false, has: false, inputs: true, outputs: true };
+        assert_eq!(decide(&upgrade, Row::New, written, false), Act::Keep);
+    }
+
+    #[test]
+    fn a_deferred_one_is_left_to_the_batch() {
+        let upgrade = Upgrade { deferred: true, ..upgrade(true) };
+        assert_eq!(updated(&upgrade, true, true, true, false), Act::Leave);
+        assert_eq!(updated(&upgrade, true, true, false, true), Act::Keep);
+        let written = Written { had: false, has: false, inputs: false, outputs: false };
+        assert_eq!(decide(&upgrade, Row::Updated, written, false), Act::Leave);
+        assert_eq!(decide(&upgrade, Row::Updated, written, true), Act::DeriveOthers);
+    }
+}

@@ -1,0 +1,294 @@
+//! The text of a sweep over a table (alias `l`) by key: where a batch ends, what it writes, what is left.
+
+mod hand;
+
+pub use hand::Wanted;
+
+use super::{COLUMN, Definition, pending};
+use crate::ident::{Ident, Name, literal};
+
+/// A column of the key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// Name.
+    pub name: Ident,
+    /// Type with modifier, as SQL.
+    pub type_name: String,
+    /// Schema of the operators that sort it.
+    pub operators: Ident,
+}
+
+/// The table, and the columns by which its rows are found.
+#[derive(Debug, Clone)]
+pub struct Table<'a> {
+    /// Its name now.
+    pub name: &'a Name,
+    /// The key, in the order of its index.
+    pub key: &'a [Key],
+}
+
+/// Keys behind one and up to another, as text values; a bound may name the leading columns only.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Range {
+    /// The last key before; none: from the start.
+    pub after: Option<Vec<String>>,
+    /// The last key; none: to the end.
+    pub until: Option<Vec<String>>,
+}
+
+impl Range {
+    fn filter(&self, key: &[Key]) -> String {
+        let parts: Vec<String> = [(&self.after, ">", ">"), (&self.until, "<=", "<")]
+            .into_iter()
+            .filter_map(|(bound, symbol, strict)| Some(compare(key, bound.as_deref()?, symbol, strict)))
+            .collect();
+        if parts.is_empty() { "true".to_owned() } else { parts.join(" and ") }
+    }
+}
+
+/// A comparison with a bound: as one of rows where the columns' operators are of one schema, so that an index serves it.
+fn compare(key: &[Key], values: &[String], symbol: &str, strict: &str) -> String {
+    let columns: Vec<(&Key, String)> = key
+        .iter()
+        .zip(values)
+        .map(|(column, value)| (column, format!("{}::{}", literal(value), column.type_name)))
+        .collect();
+    let operator = |column: &Key, symbol: &str| format!("operator({}.{symbol})", column.operators);
+    let (first, value) = columns.first().expect("a bound has a column");
+    if columns.len() == 1 {
+        return format!("l.{} {} {value}", first.name, operator(first, symbol));
+    }
+    if columns.windows(2).all(|pair| pair[0].0.operators == pair[1].0.operators) {
+        let names: Vec<String> = columns.iter().map(|(column, _)| format!("l.{}", column.name)).collect();
+        let values: Vec<&str> = columns.iter().map(|(_, value)| value.as_str()).collect();
+        return format!("({}) {} ({})", names.join(", "), operator(first, symbol), values.join(", "));
+    }
+    columns.iter().enumerate().rev().fold(String::new(), |text, (place, (column, value))| {
+        let name = &column.name;
+        if place + 1 == columns.len() {
+            format!("l.{name} {} {value}", operator(column, symbol))
+        } else {
+            let (less, equal) = (operator(column, strict), operator(column, "="));
+            format!("(l.{name} {less} {value} or (l.{name} {equal} {value} and {text}))")
+        }
+    })
+}
+
+/// The key as an array of texts.
+fn texts(key: &[Key]) -> String {
+    let columns: Vec<String> = key.iter().map(|column| format!("(l.{})::pg_catalog.text", column.name)).collect();
+    format!("array[{}]", columns.join(", "))
+}
+
+fn order(key: &[Key], way: &str) -> String {
+    let columns: Vec<String> =
+        key.iter().map(|column| format!("l.{} using operator({}.{way})", column.name, column.operators)).collect();
+    columns.join(", ")
+}
+
+impl Table<'_> {
+    /// The key with which a batch of so many rows ends: `key`; no row where fewer are left.
+    #[must_use]
+    pub fn boundary(&self, range: &Range, rows: i64) -> String {
+        format!(
+            "select {} as key from {} l where {} order by {} offset {} limit 1",
+            texts(self.key),
+            self.name,
+            range.filter(self.key),
+            order(self.key, "<"),
+            (rows - 1).max(0)
+        )
+    }
+
+    /// The last key of the table: `key`.
+    #[must_use]
+    pub fn last(&self) -> String {
+        format!("select {} as key from {} l order by {} limit 1", texts(self.key), self.name, order(self.key, ">"))
+    }
+
+    /// What a batch does: locks the rows of the range that lack something and that nobody else has locked, and writes
+    /// them; the guard applies what there is to apply. One jsonb: rows `scanned` and `pending`, of these `locked` and `written`.
+    ///
+    /// By key and not by range: an UPDATE of a range waits for rows that are locked, and whoever holds those may wait for
+    /// rows of ours.
+    #[must_use]
+    pub fn write(&self, definition: &Definition, range: &Range) -> String {
+        let lacking = lacking(definition);
+        let filter = range.filter(self.key);
+        format!(
+            "with locked as materialized (select {keys} from {table} l where {filter} and {lacking} for no key update of l skip locked), \
+             written as (update {table} l set {column} = l.{column} from locked k where {same} returning 1), \
+             seen as materialized (select count(*) as scanned, count(*) filter (where {lacking}) as pending from {table} l where {filter}) \
+             select pg_catalog.jsonb_build_object('scanned', s.scanned, 'pending', s.pending, 'locked', (select count(*) from locked), \
+             'written', (select count(*) from written)) from seen s",
+            keys = self.named(),
+            table = self.name,
+            column = Ident::from(COLUMN),
+            same = self.same(),
+        )
+    }
+
+    /// The same for rows named one by one: $1 is a jsonb array of arrays of texts.
+    #[must_use]
+    pub fn write_keys(&self) -> String {
+        format!(
+            "with wanted as materialized (select {wanted} from pg_catalog.jsonb_array_elements($1) j), \
+             locked as materialized (select {keys} from {table} l, wanted k where {same} for no key update of l skip locked), \
+             written as (update {table} l set {column} = l.{column} from locked k where {same} returning 1) \
+             select pg_catalog.jsonb_build_object('scanned', (select count(*) from wanted), 'pending', (select count(*) from wanted), \
+             'locked', (select count(*) from locked), 'written', (select count(*) from written))",
+            wanted = self.named_in("j"),
+            keys = self.named(),
+            table = self.name,
+            column = Ident::from(COLUMN),
+            same = self.same(),
+        )
+    }
+
+    /// The keys of the range that still lack something: `key`, in order.
+    #[must_use]
+    pub fn lacking_keys(&self, definition: &Definition, range: &Range) -> String {
+        format!(
+            "select {} as key from {} l where {} and {} order by {}",
+            texts(self.key),
+            self.name,
+            range.filter(self.key),
+            lacking(definition),
+            order(self.key, "<")
+        )
+    }
+
+    /// Of keys named one by one ($1) those that still lack something: `key`.
+    #[must_use]
+    pub fn still_lacking(&self, definition: &Definition) -> String {
+        format!(
+            "select {} as key from {} l, (select {} from pg_catalog.jsonb_array_elements($1) j) k where {} and {}",
+            texts(self.key),
+            self.name,
+            self.named_in("j"),
+            self.same(),
+            lacking(definition)
+        )
+    }
+
+    /// Of keys named one by one ($1) those whose rows are there and lack this name: `key`.
+    #[must_use]
+    pub fn lacking_name(&self, name: &str) -> String {
+        format!(
+            "select {} as key from {} l, (select {} from pg_catalog.jsonb_array_elements($1) j) k where {} and not coalesce(l.{} @> array[{}]::pg_catalog.text[], false)",
+            texts(self.key),
+            self.name,
+            self.named_in("j"),
+            self.same(),
+            Ident::from(COLUMN),
+            literal(name)
+        )
+    }
+
+    /// A row by its key ($1, a jsonb array of texts): `row`, and its name as everywhere, `key`; both JSON as text.
+    #[must_use]
+    pub fn row(&self) -> String {
+        let names: Vec<String> = self
+            .key
+            .iter()
+            .map(|column| format!("{}, (l.{})::pg_catalog.text", literal(column.name.as_str()), column.name))
+            .collect();
+        format!(
+            "select pg_catalog.jsonb_build_object({})::pg_catalog.text as key, pg_catalog.to_jsonb(l)::pg_catalog.text as row from {} l, (select {} from (select $1::pg_catalog.jsonb) as w (j)) k where {}",
+            names.join(", "),
+            self.name,
+            self.named_in("w"),
+            self.same()
+        )
+    }
+
+    /// Counts in a range: `scanned` rows, those that a batch has something to do for (`pending`), and for each upgrade, then
+    /// for each retired name, the rows that lack it, or still have it (`counts`).
+    #[must_use]
+    pub fn count(&self, definition: &Definition, range: &Range) -> String {
+        let column = format!("l.{}", Ident::from(COLUMN));
+        let has = |name: &str| format!("coalesce({column} @> array[{}]::pg_catalog.text[], false)", literal(name));
+        let counts: Vec<String> = definition
+            .upgrades
+            .iter()
+            .map(|upgrade| format!("count(*) filter (where not {})", has(&upgrade.name)))
+            .chain(definition.retired.iter().map(|name| format!("count(*) filter (where {})", has(name))))
+            .collect();
+        format!(
+            "select count(*) as scanned, count(*) filter (where {}) as pending, array[{}]::pg_catalog.int8[] as counts from {} l where {}",
+            lacking(definition),
+            counts.join(", "),
+            self.name,
+            range.filter(self.key)
+        )
+    }
+
+    fn named(&self) -> String {
+        let columns: Vec<String> = self.key.iter().map(|column| format!("l.{}", column.name)).collect();
+        columns.join(", ")
+    }
+
+    fn named_in(&self, alias: &str) -> String {
+        let value = if alias == "j" { "j.value".to_owned() } else { format!("{alias}.j") };
+        let columns: Vec<String> = self
+            .key
+            .iter()
+            .enumerate()
+            .map(|(place, column)| format!("({value} ->> {place})::{} as {}", column.type_name, column.name))
+            .collect();
+        columns.join(", ")
+    }
+
+    fn same(&self) -> String {
+        let columns: Vec<String> = self
+            .key
+            .iter()
+            .map(|column| format!("l.{0} operator({1}.=) k.{0}", column.name, column.operators))
+            .collect();
+        columns.join(" and ")
+    }
+}
+
+/// A batch has something to do: an upgrade to apply, or a retired name to take off.
+fn lacking(definition: &Definition) -> String {
+    if definition.retired.is_empty() {
+        return pending(definition);
+    }
+    let names: Vec<String> = definition.retired.iter().map(|name| literal(name)).collect();
+    format!(
+        "({} or coalesce(l.{} && array[{}]::pg_catalog.text[], false))",
+        pending(definition),
+        Ident::from(COLUMN),
+        names.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str, operators: &str) -> Key {
+        Key { name: Ident::new(name), type_name: "bigint".into(), operators: Ident::new(operators) }
+    }
+
+    #[test]
+    fn a_range_begins_behind_a_key_and_ends_with_one() {
+        let keys = [key("a", "pg_catalog"), key("b", "pg_catalog")];
+        let range = Range { after: Some(vec!["1".into(), "2".into()]), until: Some(vec!["9".into()]) };
+        assert_eq!(
+            range.filter(&keys),
+            "(l.\"a\", l.\"b\") operator(\"pg_catalog\".>) ('1'::bigint, '2'::bigint) and l.\"a\" operator(\"pg_catalog\".<=) '9'::bigint"
+        );
+        assert_eq!(Range::default().filter(&keys), "true");
+    }
+
+    #[test]
+    fn operators_of_several_schemas_are_compared_one_by_one() {
+        let keys = [key("a", "x"), key("b", "y")];
+        let range = Range { after: Some(vec!["1".into(), "2".into()]), until: None };
+        assert_eq!(
+            range.filter(&keys),
+            "(l.\"a\" operator(\"x\".>) '1'::bigint or (l.\"a\" operator(\"x\".=) '1'::bigint and l.\"b\" operator(\"y\".>) '2'::bigint))"
+        );
+    }
+}

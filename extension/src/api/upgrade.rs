@@ -1,0 +1,178 @@
+//! Upgrades of rows.
+
+use crate::api::answer::{LOOK, answer};
+use crate::api::arguments::{RegClass, RegProcedure};
+use crate::catalog::{role, settings};
+use crate::engine::upgrade::register::Request;
+use crate::engine::upgrade::table::{self, Upgraded};
+use crate::engine::upgrade::{explain, install, retire, settle, step};
+use migrator_core::failure::{Ending, Failure, NOTHING_CHANGED};
+use pgrx::JsonB;
+use pgrx::prelude::*;
+
+const REGISTER: Ending = Ending {
+    left: NOTHING_CHANGED,
+    next: "Correct that and call it again; migrator.explain_upgrade with the same arguments tries it without leaving anything behind.",
+};
+
+const STEP: Ending = Ending {
+    left: "This step changed nothing; what was committed before it stays.",
+    next: "Mend that and call it again; select * from migrator.upgrades; shows where the upgrades stand.",
+};
+
+pub(super) const DECIDE: Ending = Ending {
+    left: NOTHING_CHANGED,
+    next: "Mend that and call it again; select * from migrator.upgrades; shows what is registered.",
+};
+
+/// Registers an upgrade of a table's rows, behind those that there are.
+// No `set search_path`: the caller's is recorded with the upgrade, and pinned within.
+#[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
+#[allow(clippy::too_many_arguments)]
+fn register_upgrade(
+    relation: Option<RegClass>,
+    name: Option<&str>,
+    set: default!(Option<JsonB>, "NULL"),
+    function: default!(Option<RegProcedure>, "NULL"),
+    inputs: default!(Option<Vec<String>>, "NULL"),
+    outputs: default!(Option<Vec<String>>, "NULL"),
+    ordinal: default!(Option<i32>, "NULL"),
+    safe_in_place: default!(bool, "false"),
+    batch_size: default!(Option<i32>, "NULL"),
+    cleanup_batch_size: default!(Option<i32>, "NULL"),
+    target: default!(Option<Interval>, "NULL"),
+    view_name: default!(Option<&str>, "NULL"),
+    strategy: default!(Option<&str>, "'rows'"),
+) -> i64 {
+    let request = table::given(relation.map(|relation| relation.0)).map(|relation| Request {
+        relation,
+        name: name.unwrap_or_default().to_owned(),
+        set: set.map(|set| set.0),
+        function: function.map(|function| function.0),
+        inputs,
+        outputs,
+        ordinal,
+        safe_in_place,
+        batch_size,
+        cleanup_batch_size,
+        target_ms: target.map(milliseconds),
+        view_name: view_name.map(str::to_owned),
+        strategy: strategy.unwrap_or("rows").to_owned(),
+        caller: role::caller(),
+        settings: settings::of_session(),
+    });
+    answer(REGISTER, || role::as_extension(|| install::register(&request?)))
+}
+
+/// What register_upgrade would do: each statement, its lock and for how long. Leaves nothing behind.
+#[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
+#[allow(clippy::type_complexity, clippy::too_many_arguments)]
+fn explain_upgrade(
+    relation: Option<RegClass>,
+    name: Option<&str>,
+    set: default!(Option<JsonB>, "NULL"),
+    function: default!(Option<RegProcedure>, "NULL"),
+    inputs: default!(Option<Vec<String>>, "NULL"),
+    outputs: default!(Option<Vec<String>>, "NULL"),
+    safe_in_place: default!(bool, "false"),
+    strategy: default!(Option<&str>, "'rows'"),
+) -> TableIterator<
+    'static,
+    (
+        name!(ordinal, i32),
+        name!(step, String),
+        name!(object, String),
+        name!(statement, Option<String>),
+        name!(lock, Option<String>),
+        name!(held, Option<String>),
+        name!(note, Option<String>),
+    ),
+> {
+    let request = table::given(relation.map(|relation| relation.0)).map(|relation| Request {
+        relation,
+        name: name.unwrap_or_default().to_owned(),
+        set: set.map(|set| set.0),
+        function: function.map(|function| function.0),
+        inputs,
+        outputs,
+        ordinal: None,
+        safe_in_place,
+        batch_size: None,
+        cleanup_batch_size: None,
+        target_ms: None,
+        view_name: None,
+        strategy: strategy.unwrap_or("rows").to_owned(),
+        caller: role::caller(),
+        settings: settings::of_session(),
+    });
+    let rows = answer(LOOK, || role::as_extension(|| explain::rows(&request?)));
+    TableIterator::new((1..).zip(rows).map(|(ordinal, row)| {
+        let explain::Row { step, object, statement, lock, held, note } = row;
+        (ordinal, step.to_owned(), object, statement, lock.map(str::to_owned), held, note)
+    }))
+}
+
+/// Whole milliseconds; -1 for what no batch could take.
+fn milliseconds(interval: Interval) -> i32 {
+    i32::try_from(interval.as_micros() / 1000).unwrap_or(-1)
+}
+
+/// Does one bounded batch of everything pending, or whatever has to happen between batches.
+#[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
+#[search_path(pg_catalog, pg_temp)]
+#[allow(clippy::type_complexity)]
+fn step(
+    relation: Option<RegClass>,
+    worker: default!(Option<&str>, "NULL"),
+) -> TableIterator<
+    'static,
+    (
+        name!(state, String),
+        name!(rows, i64),
+        name!(failed, i64),
+        name!(done, bool),
+        name!(wait_ms, i32),
+        name!(reason, Option<String>),
+        name!(statement, Option<String>),
+    ),
+> {
+    // SAFETY: reads a backend-local variable.
+    let own = || format!("backend {}", unsafe { pgrx::pg_sys::MyProcPid });
+    let worker = worker.map_or_else(own, str::to_owned);
+    let step = answer(STEP, || table(relation, |table| step::step(&table, &worker)));
+    let step::Step { state, rows, failed, done, wait_ms, reason, statement } = step;
+    TableIterator::once((state.to_owned(), rows, failed, done, wait_ms, reason, statement))
+}
+
+/// Makes an upgrade's name mean nothing, and rows lose it.
+#[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
+#[search_path(pg_catalog, pg_temp)]
+fn retire_upgrade(relation: Option<RegClass>, name: Option<&str>, incomplete: default!(bool, "false")) -> String {
+    let name = name.unwrap_or_default();
+    answer(DECIDE, || table(relation, |table| retire::retire(&table, name, incomplete).map(str::to_owned)))
+}
+
+/// Stops a table's batches; writes go on being guarded.
+#[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
+#[search_path(pg_catalog, pg_temp)]
+fn pause_upgrades(relation: Option<RegClass>) {
+    answer(DECIDE, || table(relation, |table| settle::pause(&table)));
+}
+
+/// Lets a table's paused or blocked batches go on.
+#[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
+#[search_path(pg_catalog, pg_temp)]
+fn resume_upgrades(relation: Option<RegClass>) {
+    answer(DECIDE, || table(relation, |table| settle::resume(&table)));
+}
+
+/// Has every row of a table looked at again.
+#[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
+#[search_path(pg_catalog, pg_temp)]
+fn verify_upgrades(relation: Option<RegClass>) {
+    answer(DECIDE, || table(relation, |table| settle::verify(&table)));
+}
+
+fn table<T>(relation: Option<RegClass>, work: impl FnOnce(Upgraded) -> Result<T, Failure>) -> Result<T, Failure> {
+    Upgraded::enter(table::given(relation.map(|relation| relation.0))?, work)
+}

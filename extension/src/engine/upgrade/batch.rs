@@ -1,0 +1,223 @@
+//! One batch: rows of a range that lack something are locked, written, and thereby upgraded by the guard.
+//!
+//! The whole batch is tried at once. Where that fails by a row's fault the rows are halved until what fails stands alone: it
+//! is set aside with what it was and why, after the upgrades before the failing one were applied to it. Rows that somebody
+//! else has locked are not waited for; the chunk remembers them.
+
+use super::keyset::Keyset;
+use super::table::Upgraded;
+use crate::catalog::attempt::attempt;
+use crate::catalog::spi;
+use crate::crash;
+use crate::guard;
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::plain;
+use migrator_core::sqlstate;
+use migrator_core::upgrade::Definition;
+use migrator_core::upgrade::sweep::Range;
+use pgrx::JsonB;
+use serde::Deserialize;
+use serde_json::json;
+
+/// A key, as texts.
+pub type Key = Vec<String>;
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// Rows that it looked at.
+    pub scanned: i64,
+    /// Rows that it wrote.
+    pub written: i64,
+    /// Rows that were set aside.
+    pub failed: i64,
+    /// Rows that somebody else holds.
+    pub skipped: Vec<Key>,
+}
+
+/// What one statement did.
+#[derive(Debug, Deserialize)]
+struct Counts {
+    scanned: i64,
+    pending: i64,
+    locked: i64,
+    written: i64,
+}
+
+#[derive(Deserialize)]
+struct Found {
+    key: Key,
+}
+
+/// A table, what its guard knows, and its key.
+pub struct Batch<'a> {
+    table: &'a Upgraded,
+    definition: &'a Definition,
+    keyset: &'a Keyset<'a>,
+}
+
+/// Below so many rows, one by one is cheaper than halving.
+const FEW: usize = 16;
+
+impl<'a> Batch<'a> {
+    pub fn new(table: &'a Upgraded, definition: &'a Definition, keyset: &'a Keyset<'a>) -> Self {
+        Self { table, definition, keyset }
+    }
+
+    /// Brings up the rows of a range.
+    pub fn range(&self, range: &Range) -> Result<Done, Failure> {
+        let sql = self.keyset.table().write(self.definition, range);
+        let whole = self.attempt(usize::MAX, &sql, None);
+        crash::point("step.written");
+        let mut done = Done::default();
+        match whole {
+            Ok(counts) => {
+                done.scanned = counts.scanned;
+                done.written = counts.written;
+                if counts.written >= counts.pending {
+                    return Ok(done);
+                }
+            }
+            Err(failure) => self.of_a_row(failure)?,
+        }
+        // Some rows are in other hands, or were not written though they were locked, or one of them is refused.
+        let lacking = self.keyset.table().lacking_keys(self.definition, range);
+        let keys: Vec<Found> = self.keyset.query(&lacking, &[])?;
+        let keys: Vec<Key> = keys.into_iter().map(|found| found.key).collect();
+        done.scanned = done.scanned.max(i64::try_from(keys.len()).unwrap_or(i64::MAX));
+        self.halve(keys, &mut done)?;
+        Ok(done)
+    }
+
+    /// Tries again rows that were in other hands.
+    pub fn keys(&self, keys: Vec<Key>) -> Result<Done, Failure> {
+        let mut done = Done::default();
+        let lacking = self.keyset.table().still_lacking(self.definition);
+        let still: Vec<Found> = self.keyset.query(&lacking, &[JsonB(json!(keys)).into()])?;
+        self.halve(still.into_iter().map(|found| found.key).collect(), &mut done)?;
+        Ok(done)
+    }
+
+    fn halve(&self, keys: Vec<Key>, done: &mut Done) -> Result<(), Failure> {
+        pgrx::check_for_interrupts!();
+        if keys.len() <= FEW {
+            return keys.into_iter().try_for_each(|key| self.one(key, done));
+        }
+        let sql = self.keyset.table().write_keys();
+        match self.attempt(usize::MAX, &sql, Some(&keys)) {
+            Ok(counts) if counts.written == counts.pending => {
+                done.written += counts.written;
+                Ok(())
+            }
+            Ok(counts) => {
+                done.written += counts.written;
+                let lacking = self.keyset.table().still_lacking(self.definition);
+                let still: Vec<Found> = self.keyset.query(&lacking, &[JsonB(json!(keys)).into()])?;
+                still.into_iter().try_for_each(|found| self.one(found.key, done))
+            }
+            Err(failure) => {
+                self.of_a_row(failure)?;
+                let mut keys = keys;
+                let behind = keys.split_off(keys.len() / 2);
+                self.halve(keys, done)?;
+                self.halve(behind, done)
+            }
+        }
+    }
+
+    /// One row by itself.
+    fn one(&self, key: Key, done: &mut Done) -> Result<(), Failure> {
+        let sql = self.keyset.table().write_keys();
+        let keys = vec![key];
+        match self.attempt(usize::MAX, &sql, Some(&keys)) {
+            Ok(counts) if counts.locked == 0 => done.skipped.extend(keys),
+            Ok(counts) if counts.written == 0 => {
+                let table = self.table.relation.name.plain();
+                let failure =
+                    Failure::new("02000", format!("a trigger of table {table} kept the row from being written"));
+                self.set_aside(&keys[0], self.first(), &failure)?;
+                done.failed += 1;
+            }
+            Ok(_) => done.written += 1,
+            Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => done.skipped.extend(keys),
+            Err(failure) => {
+                self.of_a_row(failure)?;
+                self.as_far_as_it_goes(&keys, &sql, done)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies one upgrade after the other, until one fails: that one is set aside, those before it stay.
+    fn as_far_as_it_goes(&self, keys: &[Key], sql: &str, done: &mut Done) -> Result<(), Failure> {
+        for limit in 1..=self.definition.upgrades.len() {
+            match self.attempt(limit, sql, Some(keys)) {
+                Ok(counts) if counts.locked == 0 => {
+                    done.skipped.extend_from_slice(keys);
+                    return Ok(());
+                }
+                Ok(_) => {}
+                Err(failure) => {
+                    self.of_a_row(failure.clone())?;
+                    self.set_aside(&keys[0], guard::at(), &failure)?;
+                    done.failed += 1;
+                    return Ok(());
+                }
+            }
+        }
+        done.written += 1;
+        Ok(())
+    }
+
+    fn first(&self) -> i64 {
+        self.definition.upgrades.first().map_or(0, |upgrade| upgrade.id)
+    }
+
+    fn attempt(&self, limit: usize, sql: &str, keys: Option<&[Key]>) -> Result<Counts, Failure> {
+        let none = vec![];
+        let settings = self.definition.settings.first().unwrap_or(&none);
+        let arguments = keys.map(|keys| JsonB(json!(keys)).into());
+        attempt(|| guard::in_batch(self.first(), limit, || self.keyset.write(settings, sql, arguments.as_slice())))
+    }
+
+    /// Nothing where a row is to blame; the failure, where the program is, or the moment.
+    fn of_a_row(&self, failure: Failure) -> Result<(), Failure> {
+        if sqlstate::belongs_to_row(&failure.code) || failure.code == code::LOCK_NOT_AVAILABLE {
+            return Ok(());
+        }
+        Err(failure)
+    }
+
+    fn set_aside(&self, key: &Key, upgrade: i64, failure: &Failure) -> Result<(), Failure> {
+        #[derive(Deserialize)]
+        struct Row {
+            key: String,
+            row: String,
+        }
+        let rows: Vec<Row> = self.keyset.query(&self.keyset.table().row(), &[JsonB(json!(key)).into()])?;
+        for row in rows {
+            guard::store(upgrade, &row.key, &row.row, failure)?;
+        }
+        Ok(())
+    }
+}
+
+/// Blocks the table's upgrades: the same would happen at every turn.
+pub fn block(table: &Upgraded, definition: &Definition, failure: &Failure) -> Result<(), Failure> {
+    let at = guard::at();
+    let name = definition.upgrades.iter().find(|upgrade| upgrade.id == at).map_or("", |upgrade| upgrade.name.as_str());
+    let which = if name.is_empty() { String::new() } else { format!("upgrade {}: ", plain(name)) };
+    let why = format!("{which}{} ({})", failure.message, failure.code);
+    let hint = failure.hint.clone().unwrap_or_default();
+    let call =
+        format!("select migrator.resume_upgrades({});", migrator_core::ident::literal(&table.relation.name.plain()));
+    spi::execute(
+        "update migrator.upgraded set blocked = $2, blocked_hint = $3 where relation = $1",
+        &[
+            pgrx::pg_sys::Oid::from(table.relation.oid).into(),
+            why.clone().into(),
+            format!("{hint} When it is mended: {call}").trim().to_owned().into(),
+        ],
+    )?;
+    table.event("blocked", &why, json!({"sqlstate": failure.code}))
+}

@@ -1,0 +1,112 @@
+//! When is an upgrade complete?
+//!
+//! The guard stood before the sweep; every chunk was passed up to an end that was fixed after that; then every row was looked at
+//! again and none lacked the name, none is set aside and none is in the hands of application code.
+
+use super::keyset::Keyset;
+use super::sweep;
+use super::table::Upgraded;
+use crate::catalog::spi;
+use crate::crash;
+use migrator_core::failure::Failure;
+use pgrx::{JsonB, pg_sys};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+#[derive(Deserialize)]
+struct Count {
+    n: i64,
+}
+
+/// Rows that batches have set aside, each counted once. Those of application code are not theirs to count.
+pub fn set_aside(table: &Upgraded) -> Result<i64, Failure> {
+    let count: Count = spi::fetch_one(
+        "select count(distinct f.key) as n from migrator.upgrade_failure f join migrator.upgrade g on g.id = f.upgrade \
+         where f.relation = $1 and g.kind <> 'application'",
+        &[pg_sys::Oid::from(table.relation.oid).into()],
+    )?;
+    Ok(count.n)
+}
+
+/// The same, after a look at those rows: somebody may have mended them.
+pub fn still_aside(table: &Upgraded) -> Result<i64, Failure> {
+    if set_aside(table)? > 0 {
+        forget_what_is_mended(table)?;
+    }
+    set_aside(table)
+}
+
+/// Ends a verify sweep: what it found decides what is complete. The caller holds the table's row.
+pub fn ended(table: &Upgraded) -> Result<(), Failure> {
+    let oid = pg_sys::Oid::from(table.relation.oid);
+    forget_what_is_mended(table)?;
+    let sum = sweep::sum(table)?;
+    let counts = sweep::counts(table)?;
+    spi::execute(
+        "update migrator.upgraded set sweep_kind = null, verified_at = pg_catalog.clock_timestamp(), \
+         verify_took = pg_catalog.clock_timestamp() - sweep_began, lacking = $2 where relation = $1",
+        &[oid.into(), sum.pending.into()],
+    )?;
+    spi::execute("delete from migrator.sweep_chunk where relation = $1", &[oid.into()])?;
+    crash::point("step.verified");
+    let registered = table.registered()?;
+    let live = registered.iter().filter(|upgrade| upgrade.state != "retiring");
+    for (place, upgrade) in live.enumerate() {
+        let lacking = counts.get(place).copied().unwrap_or(0);
+        if lacking > 0 {
+            spi::execute(
+                "update migrator.upgrade set state = 'running', completed_at = null where id = $1 and state = 'complete'",
+                &[upgrade.id.into()],
+            )?;
+            continue;
+        }
+        let completed = spi::execute(
+            "update migrator.upgrade g set state = 'complete', completed_at = pg_catalog.clock_timestamp() where g.id = $1 and g.state = 'running' \
+               and not exists (select from migrator.upgrade_failure f where f.upgrade = g.id) \
+               and not exists (select from migrator.upgrade_lease l where l.upgrade = g.id and not l.applied and l.until > pg_catalog.clock_timestamp())",
+            &[upgrade.id.into()],
+        )?;
+        if completed == 1 {
+            table.event(
+                "complete",
+                &format!("upgrade {} is complete: every row was looked at and has it", upgrade.name),
+                json!({"upgrade": upgrade.name, "rows": sum.rows}),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Forgets rows that have got the name since they were set aside, or are not there any more.
+pub fn forget_what_is_mended(table: &Upgraded) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Failed {
+        upgrade: i64,
+        name: String,
+        keys: Vec<Value>,
+    }
+    #[derive(Deserialize)]
+    struct Found {
+        key: Vec<String>,
+    }
+    let failed: Vec<Failed> = spi::fetch(
+        "select f.upgrade, g.name, pg_catalog.jsonb_agg(f.key) as keys from migrator.upgrade_failure f \
+         join migrator.upgrade g on g.id = f.upgrade where f.relation = $1 group by 1, 2",
+        &[pg_sys::Oid::from(table.relation.oid).into()],
+    )?;
+    let keyset = Keyset::of(table)?;
+    for Failed { upgrade, name, keys } in failed {
+        let texts = |key: &Value| -> Vec<String> {
+            table.key.iter().map(|column| key[column.as_str()].as_str().unwrap_or_default().to_owned()).collect()
+        };
+        let all: Vec<Vec<String>> = keys.iter().map(texts).collect();
+        let lacking: Vec<Found> = keyset.query(&keyset.table().lacking_name(&name), &[JsonB(json!(all)).into()])?;
+        let mended: Vec<&Value> =
+            keys.iter().filter(|key| !lacking.iter().any(|found| found.key == texts(key))).collect();
+        spi::execute(
+            "delete from migrator.upgrade_failure f where f.upgrade = $1 and f.key in (select pg_catalog.jsonb_array_elements($2))",
+            &[upgrade.into(), JsonB(json!(mended)).into()],
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! `migrator.ensure_upgraded`: an application migration that depends on an upgrade waits for it here, or does it itself.
+
+use super::step;
+use super::table::Upgraded;
+use crate::catalog::lock;
+use crate::catalog::relation::Relation;
+use crate::catalog::spi;
+use crate::engine::guard;
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::{literal, plain};
+use pgrx::pg_sys;
+use serde::Deserialize;
+use std::time::{Duration, Instant};
+
+#[derive(Deserialize)]
+struct Last {
+    state: String,
+    completed: bool,
+    waits_for: Option<String>,
+    next_step: Option<String>,
+    progress: Option<f64>,
+}
+
+/// Waits until every row has an upgrade. Looks five times a second, each time under a new snapshot; with `drive` does the work
+/// meanwhile that batches do. One that was complete when it was retired counts.
+pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Result<(), Failure> {
+    guard::fresh_snapshots("migrator.ensure_upgraded")?;
+    let end = Instant::now() + wait;
+    let table = Relation::get(relation)?.name.plain();
+    loop {
+        let Some(last) = last(relation, name)? else {
+            return Err(Failure::new(code::UNDEFINED_OBJECT, format!("table {table} has no upgrade {}", plain(name)))
+                .detail("It was never registered, so there is nothing to wait for.")
+                .hint(format!(
+                    "Register it in an earlier migration: select migrator.register_upgrade({}, {}, …);",
+                    literal(&table),
+                    literal(name)
+                )));
+        };
+        if last.completed {
+            return Ok(());
+        }
+        if ["retiring", "retired"].contains(&last.state.as_str()) {
+            return Err(Failure::new(
+                code::NOT_IN_STATE,
+                format!("upgrade {} of table {table} was retired before it was complete", plain(name)),
+            )
+            .detail("Rows that lack it will not get it any more. Nothing was changed by this call.")
+            .hint("Register what this migration needs under another name."));
+        }
+        let mut pause = Duration::from_millis(200);
+        if drive {
+            let upgraded = Upgraded::get(relation)?;
+            let step = step::one(&upgraded, &worker())?;
+            if !step.done && step.wait_ms == 0 {
+                // What was asked for is not a time but an end: a batch that found something to do is followed by the next.
+                pgrx::check_for_interrupts!();
+                continue;
+            }
+            pause = pause.min(Duration::from_millis(u64::try_from(step.wait_ms).unwrap_or(200).max(1)));
+        }
+        if Instant::now() >= end {
+            return Err(not_yet(&table, name, &last, drive));
+        }
+        lock::pause(pause.min(end.saturating_duration_since(Instant::now())));
+    }
+}
+
+fn worker() -> String {
+    // SAFETY: reads a backend-local variable.
+    format!("backend {}", unsafe { pg_sys::MyProcPid })
+}
+
+fn not_yet(table: &str, name: &str, last: &Last, drive: bool) -> Failure {
+    let waits = last.waits_for.clone().unwrap_or_else(|| "the agent".to_owned());
+    let next = last.next_step.clone().unwrap_or_default();
+    let again = format!(
+        "Run this migration again later, or wait longer: migrator.ensure_upgraded({}, {}, wait => '1 hour').",
+        literal(table),
+        literal(name)
+    );
+    let way = if drive {
+        format!("What has to happen first: {next}")
+    } else {
+        format!("Without an agent, drive it yourself: {next}")
+    };
+    let progress = last.progress.map(|part| format!(" It is at {:.0} %.", part * 100.0)).unwrap_or_default();
+    Failure::new(code::NOT_IN_STATE, format!("upgrade {} of table {table} is not complete", plain(name)))
+        .detail(format!("It waits for: {waits}.{progress}"))
+        .hint(format!("{again} {way}"))
+}
+
+fn last(relation: u32, name: &str) -> Result<Option<Last>, Failure> {
+    spi::fetch_optional(
+        "select g.state, g.state = 'complete' or (g.state in ('retiring', 'retired') and g.completed_at is not null) as completed, v.waits_for, v.next_step, v.progress \
+         from migrator.upgrade g left join migrator.upgrades v on v.id = g.id where g.relation = $1 and g.name = $2 order by g.id desc limit 1",
+        &[pg_sys::Oid::from(relation).into(), name.into()],
+    )
+}

@@ -1,0 +1,23 @@
+//! What doctor says of upgrades: those that stand still, and for whom.
+
+/// Findings, as doctor has them, of tables that the role `$1` may see.
+pub const SQL: &str = "\
+with seen as materialized (select u.*, pg_catalog.format('%I.%I', n.nspname, t.relname) as name from migrator.upgraded u \
+     join pg_catalog.pg_class t on t.oid = u.relation join pg_catalog.pg_namespace n on n.oid = t.relnamespace \
+    where pg_catalog.pg_has_role($1, t.relowner, 'usage') or pg_catalog.pg_has_role($1, 'pg_monitor', 'usage')) \
+select 'error' as severity, pg_catalog.format('upgrades of %s', s.name) as subject, s.blocked as problem, \
+       coalesce(s.blocked_hint, pg_catalog.format('select migrator.resume_upgrades(%L);', s.name)) as remedy \
+  from seen s where s.blocked is not null \
+union all select 'warning', pg_catalog.format('upgrade %s of %s', g.name, s.name), \
+       pg_catalog.format('%s row(s) are set aside, and it is not complete before somebody decides about them', f.rows), \
+       pg_catalog.format('select * from migrator.upgrade_failures; then select migrator.retry_failed(%1$L, %2$L); or select migrator.waive_failed(%1$L, %2$L);', s.name, g.name) \
+  from seen s join migrator.upgrade g on g.relation = s.relation \
+  join lateral (select count(*) as rows from migrator.upgrade_failure f where f.upgrade = g.id) f on f.rows > 0 \
+union all select 'warning', pg_catalog.format('upgrades of %s', s.name), \
+       pg_catalog.format('rows lack them, and no batch was done for %s', pg_catalog.date_trunc('minute', pg_catalog.clock_timestamp() - l.at)), \
+       pg_catalog.format('Start the agent (migrator agent), or drive them yourself: call migrator.run_upgrades(%L);', s.name) \
+  from seen s join lateral (select greatest(s.sweep_began, (select max(e.at) from migrator.upgrade_event e where e.relation = s.relation), \
+       (select max(k.lease_until) from migrator.sweep_chunk k where k.relation = s.relation)) as at) l on l.at < pg_catalog.clock_timestamp() - interval '1 hour' \
+ where s.paused_at is null and s.blocked is null and (s.sweep_kind is not null or s.verified_at is null) \
+   and exists (select from migrator.upgrade g where g.relation = s.relation and g.strategy = 'rows' \
+     and (g.state = 'retiring' or g.state = 'running' and g.kind <> 'application'))";

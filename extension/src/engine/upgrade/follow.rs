@@ -1,0 +1,44 @@
+//! Upgrades of a table that is changed: they go on with the table that the application uses.
+
+use super::table::Upgraded;
+use crate::catalog::definition::Column;
+use crate::catalog::relation::Relation;
+use crate::catalog::spi;
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::{Ident, plain};
+use migrator_core::upgrade::COLUMN;
+use pgrx::pg_sys;
+
+/// After a swap or a rollback, in its transaction. The guard and the view are carried over like other triggers and views.
+pub fn follow(from: u32, to: u32) -> Result<(), Failure> {
+    spi::execute(
+        "update migrator.upgraded set relation = $2 where relation = $1",
+        &[pg_sys::Oid::from(from).into(), pg_sys::Oid::from(to).into()],
+    )?;
+    spi::execute(
+        "update migrator.upgrade_event set relation = $2 where relation = $1",
+        &[pg_sys::Oid::from(from).into(), pg_sys::Oid::from(to).into()],
+    )
+    .map(|_| ())
+}
+
+/// Refuses a new shape that lacks a column which upgrades of the table name.
+pub fn fits(live: &Relation, after: &[Column]) -> Result<(), Failure> {
+    let Some(table) = Upgraded::find(live.oid)? else { return Ok(()) };
+    let upgrades = table.registered()?;
+    let named = upgrades
+        .iter()
+        .filter(|upgrade| upgrade.state != "retiring")
+        .flat_map(|upgrade| upgrade.definition.inputs.iter().chain(upgrade.definition.outputs()))
+        .chain(&table.key);
+    let marks = Ident::from(COLUMN);
+    let Some(missing) = named.chain([&marks]).find(|name| !after.iter().any(|column| column.name == **name)) else {
+        return Ok(());
+    };
+    Err(Failure::new(
+        code::NOT_IN_STATE,
+        format!("upgrades of the rows of {} need column {}", live.name.plain(), plain(missing.as_str())),
+    )
+    .detail("The new shape does not have it under that name.")
+    .hint("Let them end and retire them first: select name, state, next_step from migrator.upgrades; or keep the column in this change."))
+}

@@ -1,0 +1,155 @@
+//! Putting a definition where the guard finds it: column, trigger and view, in one transaction.
+
+use super::register::{self, Request, Wish};
+use super::table::{self, Upgraded};
+use super::{rewrite, view};
+use crate::catalog::lock::{self, Mode, Wanted};
+use crate::catalog::relation::Relation;
+use crate::catalog::spi;
+use crate::crash;
+use crate::guard::TRIGGER;
+use migrator_core::failure::Failure;
+use migrator_core::ident::{Ident, literal};
+use migrator_core::upgrade::{COLUMN, Definition};
+use pgrx::{JsonB, pg_sys};
+use serde::Deserialize;
+use serde_json::json;
+
+/// Registers an upgrade: from the commit on every write goes through the guard, which knows of it.
+///
+/// The trigger is put there under SHARE ROW EXCLUSIVE (ACCESS EXCLUSIVE for the column), taken in short attempts: when it is
+/// granted, no statement that writes the table is under way; so what the guard did not see is older than this transaction,
+/// and in the first snapshot of the sweep.
+pub fn register(request: &Request) -> Result<i64, Failure> {
+    let wish = register::understand(request)?;
+    let chosen = rewrite::choose(request, &wish)?;
+    let relation = &wish.relation;
+    let oid = pg_sys::Oid::from(relation.oid);
+    spi::execute(
+        "insert into migrator.upgraded (relation, key, column_added, batch_size, cleanup_batch_size, target_ms) \
+         values ($1, $2, $3, $4, $5, coalesce($6, 200)) on conflict (relation) do update set \
+           batch_size = coalesce($4, migrator.upgraded.batch_size), cleanup_batch_size = coalesce($5, migrator.upgraded.cleanup_batch_size), \
+           target_ms = coalesce($6, migrator.upgraded.target_ms)",
+        &[
+            oid.into(),
+            wish.key.iter().map(|column| column.as_str().to_owned()).collect::<Vec<_>>().into(),
+            wish.adds_column.into(),
+            request.batch_size.into(),
+            request.cleanup_batch_size.into(),
+            request.target_ms.into(),
+        ],
+    )?;
+    let id = insert(request, &wish)?;
+    let upgraded = Upgraded::get(relation.oid)?;
+    let what = format!("upgrade {} of table {} was not registered", request.name, relation.name.plain());
+    apply(&upgraded, &what, wish.adds_column, request.view_name.as_deref())?;
+    crash::point("register.installed");
+    if chosen.rewrite {
+        rewrite::begin(&upgraded, request, id)?;
+    }
+    if request.strategy == "auto" {
+        pgrx::notice!(
+            "{}: {}",
+            if chosen.rewrite { "the table is written anew" } else { "rows are upgraded in batches" },
+            chosen.why
+        );
+    }
+    table::event(
+        relation.oid,
+        "registered",
+        &format!("upgrade {} was registered at place {}", request.name, wish.ordinal),
+        json!({"upgrade": request.name, "kind": wish.kind, "in_place": wish.upgrade.in_place, "deferred": wish.upgrade.deferred,
+               "strategy": chosen.strategy(), "why": chosen.why}),
+    )?;
+    Ok(id)
+}
+
+fn insert(request: &Request, wish: &Wish) -> Result<i64, Failure> {
+    #[derive(Deserialize)]
+    struct Id {
+        id: i64,
+    }
+    let mut definition = serde_json::to_value(&wish.upgrade).expect("a definition is plain data");
+    definition["settings_list"] = json!(request.settings);
+    let function = match request.function {
+        Some(function) => Some(function_text(function)?),
+        None => None,
+    };
+    let row: Id = spi::fetch_one(
+        "with n as (insert into migrator.upgrade (relation, name, ordinal, kind, set, function, definition) \
+         values ($1, $2, $3, $4, $5, $6, $7) returning id) select pg_catalog.to_jsonb(n) from n",
+        &[
+            pg_sys::Oid::from(wish.relation.oid).into(),
+            request.name.clone().into(),
+            wish.ordinal.into(),
+            wish.kind.into(),
+            request.set.clone().map(JsonB).into(),
+            function.into(),
+            JsonB(definition).into(),
+        ],
+    )?;
+    Ok(row.id)
+}
+
+fn function_text(function: u32) -> Result<String, Failure> {
+    #[derive(Deserialize)]
+    struct Text {
+        text: String,
+    }
+    let text: Text = spi::fetch_one(
+        "select $1::pg_catalog.oid::pg_catalog.regprocedure::text as text",
+        &[pg_sys::Oid::from(function).into()],
+    )?;
+    Ok(text.text)
+}
+
+/// Writes the definition as it is now into the trigger, and makes the view anew.
+pub fn apply(upgraded: &Upgraded, what: &str, adds_column: bool, view_name: Option<&str>) -> Result<(), Failure> {
+    let definition = upgraded.definition()?;
+    let mode = if adds_column { Mode::AccessExclusive } else { Mode::ShareRowExclusive };
+    let oid = upgraded.relation.oid;
+    lock::settle(what, &[oid])?;
+    lock::series(
+        what,
+        lock::ATTEMPTS,
+        || Ok(vec![Wanted { relation: oid, mode }]),
+        || Ok(()),
+        || {
+            let relation = Relation::get(oid)?;
+            if adds_column {
+                spi::execute(&add_column(&relation), &[])?;
+            }
+            for statement in trigger(&relation, &definition) {
+                spi::execute(&statement, &[])?;
+            }
+            view::make(upgraded, &relation, &definition, view_name)
+        },
+    )?;
+    spi::execute(
+        "update migrator.upgraded set generation = generation + 1, verified_at = null, lacking = null where relation = $1",
+        &[pg_sys::Oid::from(oid).into()],
+    )
+    .map(|_| ())
+}
+
+/// Only the catalog changes: the default is a constant.
+pub fn add_column(relation: &Relation) -> String {
+    format!(
+        "alter table {} add column {} pg_catalog.text[] not null default '{{}}'",
+        relation.name,
+        Ident::from(COLUMN)
+    )
+}
+
+/// The guard fires ALWAYS: neither a session nor a subscription with `session_replication_role` = `replica` escapes it.
+pub fn trigger(relation: &Relation, definition: &Definition) -> [String; 2] {
+    let name = Ident::from(TRIGGER);
+    let argument = literal(&serde_json::to_string(definition).expect("a definition is plain data"));
+    [
+        format!(
+            "create or replace trigger {name} before insert or update on {} for each row execute function migrator._guard({argument})",
+            relation.name
+        ),
+        format!("alter table {} enable always trigger {name}", relation.name),
+    ]
+}

@@ -1,0 +1,22 @@
+//! Upgrades of rows: registering them, bringing rows up in batches, completion, retiring.
+//!
+//! The guard (`crate::guard`) applies expressions; here it is decided when, to which rows, and what is told.
+
+mod batch;
+mod complete;
+pub mod ensure;
+pub mod explain;
+pub mod failures;
+pub mod findings;
+pub mod follow;
+pub mod hand;
+pub mod install;
+mod keyset;
+pub mod register;
+pub mod retire;
+mod rewrite;
+pub mod settle;
+pub mod step;
+mod sweep;
+pub mod table;
+mod view;

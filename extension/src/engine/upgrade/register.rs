@@ -1,0 +1,483 @@
+//! Reading what somebody wants to register: columns, expressions, order, and whether it can be told from a row whether
+//! it was done. Nothing is written here.
+
+use super::table::{self, Registered};
+use crate::catalog::definition::{self, Column};
+use crate::catalog::expression::{self, Place, Shape, Type};
+use crate::catalog::relation::Relation;
+use crate::catalog::spi;
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::{Ident, Name, plain};
+use migrator_core::upgrade::{COLUMN, Upgrade};
+use pgrx::pg_sys;
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// What somebody asks for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub relation: u32,
+    pub name: String,
+    pub set: Option<Value>,
+    /// pg_proc.oid
+    pub function: Option<u32>,
+    pub inputs: Option<Vec<String>>,
+    pub outputs: Option<Vec<String>>,
+    pub ordinal: Option<i32>,
+    pub safe_in_place: bool,
+    pub batch_size: Option<i32>,
+    pub cleanup_batch_size: Option<i32>,
+    pub target_ms: Option<i32>,
+    pub view_name: Option<String>,
+    pub strategy: String,
+    pub caller: pg_sys::Oid,
+    pub settings: Vec<(String, String)>,
+}
+
+/// What was understood.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    pub relation: Relation,
+    pub key: Vec<Ident>,
+    pub kind: &'static str,
+    pub upgrade: Upgrade,
+    pub ordinal: i32,
+    /// Whether the table has no `applied_upgrades` yet.
+    pub adds_column: bool,
+    pub others: Vec<Registered>,
+}
+
+/// The most bytes of a name: it is stored in every row.
+const LONGEST_NAME: usize = 1000;
+
+/// Understands a request, or refuses it.
+pub fn understand(request: &Request) -> Result<Wish, Failure> {
+    let relation = Relation::get(request.relation)?;
+    let key: Vec<Ident> = table::check(&relation, request.caller)?.into_iter().map(|column| column.name).collect();
+    if relation.kind == "p" {
+        members_fit(&relation)?;
+    }
+    let columns = definition::columns(relation.oid)?;
+    let others = table::registered(relation.oid)?;
+    name(request, &relation, &others)?;
+    let ordinal = ordinal(request, &others)?;
+    let adds_column = applied_upgrades(&relation, &columns)?;
+    sizes(request)?;
+    if !["rows", "rewrite", "auto"].contains(&request.strategy.as_str()) {
+        return Err(invalid(format!("strategy {:?} is none", request.strategy)).hint("It is rows, rewrite or auto."));
+    }
+    let reading = Reading { request, relation: &relation, key: &key, columns: &columns };
+    let (kind, upgrade) = match (&request.set, request.function) {
+        (Some(_), Some(_)) => {
+            return Err(invalid("both expressions and a function were given").hint("Give set or function."));
+        }
+        (Some(set), None) => ("expression", reading.expressions(set)?),
+        (None, Some(function)) => ("function", reading.function(function)?),
+        (None, None) => ("application", reading.application()?),
+    };
+    let upgrade = reading.in_place(upgrade)?;
+    among(&relation, &upgrade, &others)?;
+    let upgrade = Upgrade { deferred: may_fail(&relation, &upgrade)?, ..upgrade };
+    last_to_fire(&relation)?;
+    Ok(Wish { relation, key, kind, upgrade, ordinal, adds_column, others })
+}
+
+fn invalid(message: impl Into<String>) -> Failure {
+    Failure::new(code::INVALID_PARAMETER, message).detail("Nothing was changed.")
+}
+
+fn unsupported(message: impl Into<String>) -> Failure {
+    Failure::new(code::NOT_SUPPORTED, message).detail("Nothing was changed.")
+}
+
+fn name(request: &Request, relation: &Relation, others: &[Registered]) -> Result<(), Failure> {
+    let name = &request.name;
+    if name.trim().is_empty() || name.len() > LONGEST_NAME {
+        return Err(invalid(format!("an upgrade's name has 1 to {LONGEST_NAME} bytes"))
+            .hint("Rows remember it: choose a short one, and never the same for something else."));
+    }
+    let table = relation.name.plain();
+    match others.iter().find(|other| other.name == *name) {
+        None => Ok(()),
+        Some(other) if other.state == "retiring" => Err(Failure::new(
+            code::DUPLICATE_OBJECT,
+            format!("upgrade {} of table {table} is retired, and rows still have its name", plain(name)),
+        )
+        .detail(
+            "A row that has the name would be taken for one that the new upgrade was applied to. Nothing was changed.",
+        )
+        .hint(format!("Take another name; or let the cleanup end: call migrator.run_upgrades('{table}');"))),
+        Some(_) => Err(Failure::new(
+            code::DUPLICATE_OBJECT,
+            format!("table {table} has an upgrade {} already", plain(name)),
+        )
+        .detail("Rows that have its name would never get another one of that name. Nothing was changed.")
+        .hint("Register a correction under a name of its own; select * from migrator.upgrades; lists what there is.")),
+    }
+}
+
+/// The order is fixed: a row that has a later upgrade cannot get an earlier one any more.
+fn ordinal(request: &Request, others: &[Registered]) -> Result<i32, Failure> {
+    let last = others.iter().filter(|other| other.state != "retiring").max_by_key(|other| other.ordinal);
+    match (request.ordinal, last) {
+        (None, None) => Ok(1),
+        (None, Some(last)) => Ok(last.ordinal + 1),
+        (Some(given), Some(last)) if given <= last.ordinal => Err(invalid(format!(
+            "place {given} is not behind upgrade {}, which has place {}",
+            plain(&last.name),
+            last.ordinal
+        ))
+        .hint(format!("Rows may have that one already. Leave the place out, or give {} or more.", last.ordinal + 1))),
+        (Some(given), _) if given < 1 => Err(invalid("a place is 1 or more").hint("Leave it out for the next one.")),
+        (Some(given), _) => Ok(given),
+    }
+}
+
+/// Whether the column has to be added; one that is there has to be what we need.
+fn applied_upgrades(relation: &Relation, columns: &[Column]) -> Result<bool, Failure> {
+    let Some(column) = columns.iter().find(|column| column.name.as_str() == COLUMN) else { return Ok(true) };
+    if column.type_oid != pg_sys::TEXTARRAYOID.to_u32() || column.generated {
+        return Err(Failure::new(
+            code::DATATYPE_MISMATCH,
+            format!("column {COLUMN} of table {} is of type {}, not text[]", relation.name.plain(), column.type_name),
+        )
+        .detail("Rows remember their upgrades in it. Nothing was changed.")
+        .hint(format!(
+            "Rename it, and the column will be made: alter table {} rename column {COLUMN} to …;",
+            relation.name
+        )));
+    }
+    Ok(false)
+}
+
+fn sizes(request: &Request) -> Result<(), Failure> {
+    for (what, size) in [("batch_size", request.batch_size), ("cleanup_batch_size", request.cleanup_batch_size)] {
+        if size.is_some_and(|size| !(1..=100_000).contains(&size)) {
+            return Err(invalid(format!("{what} is a number of rows from 1 to 100,000"))
+                .hint("Leave it out to have batches sized by the time they take."));
+        }
+    }
+    if request.target_ms.is_some_and(|ms| !(10..=60_000).contains(&ms)) {
+        return Err(invalid("target is an interval from 10 milliseconds to one minute")
+            .hint("It is what one batch should take; 200 ms if it is left out."));
+    }
+    Ok(())
+}
+
+/// What is read of one upgrade.
+struct Reading<'a> {
+    request: &'a Request,
+    relation: &'a Relation,
+    key: &'a [Ident],
+    columns: &'a [Column],
+}
+
+impl Reading<'_> {
+    fn column(&self, name: &str, role: &str) -> Result<&Column, Failure> {
+        if name == COLUMN {
+            return Err(unsupported(format!("{role} {COLUMN}: that is where rows remember their upgrades"))
+                .hint("Name a column of the application's."));
+        }
+        let table = self.relation.name.plain();
+        let column = self.columns.iter().find(|column| column.name.as_str() == name).ok_or_else(|| {
+            Failure::new(code::UNDEFINED_COLUMN, format!("{role} {} is no column of table {table}", plain(name)))
+                .detail("Nothing was changed.")
+                .hint(format!("Add it first: alter table {} add column {} …;", self.relation.name, Ident::new(name)))
+        })?;
+        if column.generated {
+            return Err(unsupported(format!("{role} {} of table {table} is a generated column", plain(name)))
+                .hint("Name the columns that it is generated from."));
+        }
+        Ok(column)
+    }
+
+    fn output(&self, name: &str) -> Result<&Column, Failure> {
+        let column = self.column(name, "output")?;
+        if self.key.contains(&column.name) {
+            return Err(unsupported(format!(
+                "column {} is part of the key of table {}",
+                plain(name),
+                self.relation.name.plain()
+            ))
+            .hint("Rows are found by it while they are upgraded. Change a key with migrator.create_shadow."));
+        }
+        if column.identity {
+            return Err(
+                unsupported(format!("column {} is an identity column", plain(name))).hint("Write another column.")
+            );
+        }
+        Ok(column)
+    }
+
+    fn named(&self, given: Option<&Vec<String>>, role: &str) -> Result<Option<Vec<Ident>>, Failure> {
+        let Some(given) = given else { return Ok(None) };
+        let mut names = BTreeSet::new();
+        for name in given {
+            let column = if role == "output" { self.output(name)? } else { self.column(name, role)? };
+            names.insert(column.attnum);
+        }
+        Ok(Some(self.by_number(&names)))
+    }
+
+    fn by_number(&self, numbers: &BTreeSet<i16>) -> Vec<Ident> {
+        let named = self.columns.iter().filter(|column| numbers.contains(&column.attnum));
+        named.map(|column| column.name.clone()).collect()
+    }
+
+    fn place<'a>(&'a self, what: String, whole_row: bool) -> Place<'a> {
+        Place {
+            relation: self.relation.oid,
+            shape: Shape::Old,
+            owner: self.relation.owner(),
+            settings: &self.request.settings,
+            what,
+            whole_row,
+        }
+    }
+
+    fn upgrade(&self, set: Vec<(Ident, String)>, inputs: Vec<Ident>, outputs: Vec<Ident>) -> Upgrade {
+        Upgrade {
+            id: 0,
+            name: self.request.name.clone(),
+            set,
+            inputs,
+            outputs,
+            settings: 0,
+            in_place: false,
+            deferred: false,
+        }
+    }
+
+    fn expressions(&self, set: &Value) -> Result<Upgrade, Failure> {
+        let wrong = || {
+            invalid("set is an object of column → SQL expression")
+                .hint(r#"For instance: set => '{"headline": "btrim(headline)"}'"#)
+        };
+        let set = set.as_object().filter(|set| !set.is_empty()).ok_or_else(wrong)?;
+        if self.request.outputs.is_some() {
+            return Err(invalid("outputs are named by set").hint("Leave outputs out."));
+        }
+        let mut expressions = vec![];
+        let mut inputs = BTreeSet::new();
+        for column in self.columns {
+            let Some(text) = set.get(column.name.as_str()) else { continue };
+            let text = text.as_str().ok_or_else(wrong)?;
+            self.output(column.name.as_str())?;
+            let place = self
+                .place(format!("upgrade {}, column {}", plain(&self.request.name), plain(column.name.as_str())), false);
+            let target = Type { oid: column.type_oid, modifier: column.modifier };
+            let read = expression::read(&place, text, target)?;
+            inputs.extend(read.columns.iter().copied());
+            expressions.push((column.name.clone(), read.sql));
+        }
+        if let Some(unknown) =
+            set.keys().find(|name| !expressions.iter().any(|(column, _)| column.as_str() == name.as_str()))
+        {
+            self.output(unknown)?;
+        }
+        let read = self.by_number(&inputs);
+        for input in &read {
+            self.column(input.as_str(), "input")?;
+        }
+        let inputs = match self.named(self.request.inputs.as_ref(), "input")? {
+            None => read,
+            // More may be named than the expressions read: what a function of the user's depends on.
+            Some(given) => {
+                if let Some(missing) = read.iter().find(|input| !given.contains(input)) {
+                    return Err(invalid(format!(
+                        "the expressions read column {}, which inputs does not name",
+                        plain(missing.as_str())
+                    ))
+                    .hint("Leave inputs out: they are found by themselves."));
+                }
+                given
+            }
+        };
+        Ok(self.upgrade(expressions, inputs, vec![]))
+    }
+
+    /// A function from the row type to the row type: its outputs are taken from what it returns.
+    fn function(&self, oid: u32) -> Result<Upgrade, Failure> {
+        #[derive(Deserialize)]
+        struct Function {
+            #[serde(flatten)]
+            name: Name,
+            fits: bool,
+        }
+        let function: Function = spi::fetch_one(
+            "select n.nspname as schema, p.proname as name, \
+               p.prokind = 'f' and not p.proretset and p.pronargs = 1 and p.prorettype = c.reltype and p.proargtypes[0] = c.reltype as fits \
+             from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace, pg_catalog.pg_class c where p.oid = $1 and c.oid = $2",
+            &[pg_sys::Oid::from(oid).into(), pg_sys::Oid::from(self.relation.oid).into()],
+        )?;
+        let table = self.relation.name.plain();
+        if !function.fits {
+            return Err(Failure::new(
+                code::DATATYPE_MISMATCH,
+                format!("function {} does not take and return one row of table {table}", function.name.plain()),
+            )
+            .detail("Nothing was changed.")
+            .hint(format!("It should be declared as {}({table}) returns {table}, immutable.", function.name.plain())));
+        }
+        let Some(outputs) = self.named(self.request.outputs.as_ref(), "output")?.filter(|outputs| !outputs.is_empty())
+        else {
+            return Err(invalid("a function needs outputs: the columns that are taken from the row that it returns")
+                .hint("For instance: outputs => '{headline}', inputs => '{content}'"));
+        };
+        let inputs = match self.named(self.request.inputs.as_ref(), "input")? {
+            Some(inputs) => inputs,
+            None => self
+                .columns
+                .iter()
+                .filter(|column| !column.generated && column.name.as_str() != COLUMN && !outputs.contains(&column.name))
+                .map(|column| column.name.clone())
+                .collect(),
+        };
+        let mut expressions = vec![];
+        for output in &outputs {
+            let column = self.column(output.as_str(), "output")?;
+            let text = format!("({}({})).{output}", function.name, Ident::new(self.relation.name.name.as_str()));
+            let place =
+                self.place(format!("upgrade {}, function {}", plain(&self.request.name), function.name.plain()), true);
+            let read = expression::read(&place, &text, Type { oid: column.type_oid, modifier: column.modifier })?;
+            expressions.push((output.clone(), read.sql));
+        }
+        Ok(self.upgrade(expressions, inputs, vec![]))
+    }
+
+    fn application(&self) -> Result<Upgrade, Failure> {
+        let Some(inputs) = self.named(self.request.inputs.as_ref(), "input")?.filter(|inputs| !inputs.is_empty())
+        else {
+            return Err(invalid(format!(
+                "upgrade {} has neither set nor function, so application code does it, and its inputs have to be named",
+                plain(&self.request.name)
+            ))
+            .hint("For instance: inputs => '{content}', outputs => '{content2}'. A row whose inputs change is handed out again."));
+        };
+        let outputs = self.named(self.request.outputs.as_ref(), "output")?.unwrap_or_default();
+        Ok(self.upgrade(vec![], inputs, outputs))
+    }
+
+    /// An output among the inputs: once it is written, nobody can tell from the row what was there before.
+    fn in_place(&self, upgrade: Upgrade) -> Result<Upgrade, Failure> {
+        let shared: Vec<String> = upgrade
+            .outputs()
+            .filter(|output| upgrade.inputs.contains(output))
+            .map(|output| plain(output.as_str()))
+            .collect();
+        if shared.is_empty() || upgrade.is_application() {
+            return Ok(upgrade);
+        }
+        if !self.request.safe_in_place {
+            return Err(unsupported(format!(
+                "upgrade {} makes {} out of itself",
+                plain(&self.request.name),
+                shared.join(", ")
+            ))
+            .detail("When an application that does not know of the upgrade writes that column, it cannot be told whether the value is an old or a new one. Nothing was changed.")
+            .hint("Write to a column of its own; or, if nothing that runs writes old values any more, say so: safe_in_place => true."));
+        }
+        Ok(Upgrade { in_place: true, ..upgrade })
+    }
+}
+
+/// What no order of the guard could keep right together.
+fn among(relation: &Relation, upgrade: &Upgrade, others: &[Registered]) -> Result<(), Failure> {
+    let table = relation.name.plain();
+    for other in others.iter().filter(|other| other.state != "retiring") {
+        let theirs = &other.definition;
+        let shared = upgrade.outputs().find(|output| theirs.outputs().any(|column| column == *output));
+        if let Some(column) = shared
+            && !(upgrade.in_place && theirs.in_place)
+        {
+            return Err(unsupported(format!(
+                "upgrades {} and {} of table {table} would both write column {}",
+                plain(&other.name),
+                plain(&upgrade.name),
+                plain(column.as_str())
+            ))
+            .hint(format!(
+                "When its inputs change, the earlier one would write over the later. Wait until it is complete and retire it: select migrator.retire_upgrade('{table}', '{}');",
+                other.name
+            )));
+        }
+        let back = upgrade.outputs().find(|output| theirs.inputs.contains(output));
+        if let Some(column) = back
+            && !(upgrade.in_place && theirs.in_place)
+        {
+            return Err(unsupported(format!(
+                "upgrade {} of table {table} would change column {}, from which the earlier upgrade {} makes its own",
+                plain(&upgrade.name),
+                plain(column.as_str()),
+                plain(&other.name)
+            ))
+            .hint(format!(
+                "Wait until the earlier one is complete and retire it: select migrator.retire_upgrade('{table}', '{}');",
+                other.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a derived value could make an application's statement fail where the guard cannot try it first.
+fn may_fail(relation: &Relation, upgrade: &Upgrade) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct Found {
+        found: bool,
+    }
+    let outputs: Vec<String> = upgrade.outputs().map(|column| column.as_str().to_owned()).collect();
+    let found: Found = spi::fetch_one(
+        "select w.found from (with outputs as (select a.attnum from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attname = any ($2)) \
+         select exists (select from pg_catalog.pg_index i where i.indrelid = $1 and (i.indisunique or i.indisexclusion) \
+                         and (i.indexprs is not null or i.indpred is not null or exists (select from outputs o where o.attnum = any (i.indkey)))) \
+             or exists (select from pg_catalog.pg_constraint c where c.conrelid = $1 and c.contype = 'f' and exists (select from outputs o where o.attnum = any (c.conkey))) \
+             or exists (select from pg_catalog.pg_depend d where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass \
+                         and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = $1 and d.refobjsubid in (select o.attnum from outputs o)) \
+             or exists (select from pg_catalog.pg_partitioned_table p where p.partrelid = $1 and (p.partexprs is not null or exists (select from outputs o where o.attnum = any (p.partattrs)))) as found) w",
+        &[pg_sys::Oid::from(relation.oid).into(), outputs.into()],
+    )?;
+    Ok(found.found)
+}
+
+/// The guard has to see what other BEFORE triggers made of a row.
+pub fn last_to_fire(relation: &Relation) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Trigger {
+        name: String,
+    }
+    // tgtype: 1 of rows, 2 before, 4 insert, 16 update
+    let behind: Option<Trigger> = spi::fetch_optional(
+        "select t.tgname as name from pg_catalog.pg_trigger t where t.tgrelid = $1 and not t.tgisinternal \
+         and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 and t.tgname > $2::name collate \"C\" order by t.tgname limit 1",
+        &[pg_sys::Oid::from(relation.oid).into(), crate::guard::TRIGGER.into()],
+    )?;
+    let Some(Trigger { name }) = behind else { return Ok(()) };
+    Err(unsupported(format!("trigger {} of table {} would fire after migrator's", plain(&name), relation.name.plain()))
+        .hint(format!(
+            "BEFORE triggers fire in the order of their names, and the guard has to see their work: alter trigger {} on {} rename to …;",
+            Ident::new(name.as_str()),
+            relation.name
+        )))
+}
+
+/// Partitions that have their columns elsewhere are found by name; their triggers are the parent's.
+fn members_fit(relation: &Relation) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Member {
+        name: String,
+    }
+    let foreign: Option<Member> = spi::fetch_optional(
+        "select t.relid::pg_catalog.regclass::text as name from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t \
+         join pg_catalog.pg_class c on c.oid = t.relid where c.relkind = 'f' limit 1",
+        &[pg_sys::Oid::from(relation.oid).into()],
+    )?;
+    match foreign {
+        None => Ok(()),
+        Some(member) => {
+            Err(unsupported(format!("partition {} of table {} is a foreign table", member.name, relation.name.plain()))
+                .hint("Its rows are upgraded on the server that holds them; detach it first."))
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Retiring an upgrade: its name means nothing any more, at once; rows lose it as they are written, by a sweep, or all of
+//! them in one moment where no live upgrade is left.
+
+use super::table::{Registered, Upgraded};
+use super::{install, view};
+use crate::catalog::attempt::attempt;
+use crate::catalog::lock::{self, Mode, Wanted};
+use crate::catalog::relation::Relation;
+use crate::catalog::spi;
+use crate::crash;
+use crate::guard::TRIGGER;
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::{Ident, plain};
+use migrator_core::upgrade::COLUMN;
+use pgrx::pg_sys;
+use serde::Deserialize;
+use serde_json::json;
+
+/// Retires one, and says how rows lose its name: `at once` or `in batches`.
+///
+/// An upgrade that is not complete is refused, for rows without it would never get it, unless `incomplete` says that this is
+/// meant: it was registered by mistake.
+pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static str, Failure> {
+    let upgrade = table.named(name)?;
+    let relation = table.relation.name.plain();
+    if upgrade.state == "retiring" {
+        return Err(Failure::new(
+            code::NOT_IN_STATE,
+            format!("upgrade {} of table {relation} is retired already", plain(name)),
+        )
+        .detail("Rows that still have its name lose it in batches. Nothing was changed.")
+        .hint(format!("Let that end: call migrator.run_upgrades('{relation}');")));
+    }
+    if upgrade.state != "complete" && !incomplete {
+        return Err(Failure::new(code::NOT_IN_STATE, format!("upgrade {} of table {relation} is not complete", plain(name)))
+            .detail("Rows that lack it would never get it. Nothing was changed.")
+            .hint(format!(
+                "Let it end: call migrator.run_upgrades('{relation}'); or, if it should not have been registered: select migrator.retire_upgrade('{relation}', {}, incomplete => true);",
+                migrator_core::ident::literal(name)
+            )));
+    }
+    spi::execute(
+        "update migrator.upgrade set state = 'retiring', retired_at = pg_catalog.clock_timestamp() where id = $1",
+        &[upgrade.id.into()],
+    )?;
+    spi::execute("delete from migrator.upgrade_failure where upgrade = $1", &[upgrade.id.into()])?;
+    spi::execute("delete from migrator.upgrade_lease where upgrade = $1", &[upgrade.id.into()])?;
+    table.event("retired", &format!("upgrade {name} was retired"), json!({"upgrade": name, "was": upgrade.state}))?;
+    let left = table.registered()?;
+    let what = format!("upgrade {} of table {relation} was not retired", plain(name));
+    if left.iter().all(|other| other.state == "retiring") && column_stands_alone(table)? {
+        let swept = attempt(|| drop_all(table, &what));
+        match swept {
+            Ok(()) => return Ok("at once"),
+            // Something depends on the column.
+            Err(failure) if failure.code == "2BP01" => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    install::apply(table, &what, false, None)?;
+    Ok("in batches")
+}
+
+/// Takes the names off all rows in one moment: the column is dropped and made anew. Only the catalog is written.
+fn drop_all(table: &Upgraded, what: &str) -> Result<(), Failure> {
+    let oid = table.relation.oid;
+    lock::settle(what, &[oid])?;
+    lock::series(
+        what,
+        lock::ATTEMPTS,
+        || Ok(vec![Wanted { relation: oid, mode: Mode::AccessExclusive }]),
+        || Ok(()),
+        || {
+            let relation = Relation::get(oid)?;
+            spi::execute(&format!("drop trigger if exists {} on {}", Ident::from(TRIGGER), relation.name), &[])?;
+            view::without_column(table)?;
+            spi::execute(
+                &format!(
+                    "alter table {0} drop column {1}, add column {1} pg_catalog.text[] not null default '{{}}'",
+                    relation.name,
+                    Ident::from(COLUMN)
+                ),
+                &[],
+            )?;
+            view::make(table, &relation, &table.definition()?, None)
+        },
+    )?;
+    crash::point("retire");
+    gone(table, &table.registered()?)
+}
+
+/// The column is the last one, and nothing but our view and trigger knows of it: what would be lost with it can be made again.
+fn column_stands_alone(table: &Upgraded) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct Found {
+        alone: bool,
+    }
+    let found: Found = spi::fetch_one(
+        "select c.relkind = 'r' and a.attnum = (select max(m.attnum) from pg_catalog.pg_attribute m where m.attrelid = c.oid and not m.attisdropped) \
+           and a.attacl is null and a.attnotnull and pg_catalog.col_description(c.oid, a.attnum) is null \
+           and not exists (select from pg_catalog.pg_index i where i.indrelid = c.oid and (a.attnum = any (i.indkey) or i.indexprs is not null or i.indpred is not null)) \
+           and not exists (select from pg_catalog.pg_constraint k where k.conrelid = c.oid and k.contype <> 'n' and a.attnum = any (k.conkey)) \
+           and not exists (select from pg_catalog.pg_statistic_ext s where s.stxrelid = c.oid) \
+           and coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid) in ('''{}''::text[]', '''{}''::pg_catalog.text[]'), false) as alone \
+         from pg_catalog.pg_class c join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attname = $2 \
+         left join pg_catalog.pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum where c.oid = $1",
+        &[pg_sys::Oid::from(table.relation.oid).into(), COLUMN.into()],
+    )?;
+    Ok(found.alone)
+}
+
+/// A look at all rows found none with a retired name: the guard need not know of it any more, and it is free to be used again.
+/// False while there are such rows. The names' rows were counted by the last verify sweep.
+pub fn clean(table: &Upgraded) -> Result<bool, Failure> {
+    if table.state.lacking.unwrap_or(1) > 0 || !table.alone()? {
+        return Ok(false);
+    }
+    let retiring: Vec<Registered> =
+        table.registered()?.into_iter().filter(|upgrade| upgrade.state == "retiring").collect();
+    gone(table, &retiring)?;
+    let what = format!("retired names of table {} could not be forgotten", table.relation.name.plain());
+    install::apply(table, &what, false, None)?;
+    // Nothing was added that a sweep would have to bring to rows.
+    spi::execute(
+        "update migrator.upgraded set sweep_generation = generation, verified_at = pg_catalog.clock_timestamp(), lacking = 0 where relation = $1",
+        &[pg_sys::Oid::from(table.relation.oid).into()],
+    )?;
+    Ok(true)
+}
+
+fn gone(table: &Upgraded, upgrades: &[Registered]) -> Result<(), Failure> {
+    for upgrade in upgrades {
+        spi::execute(
+            "update migrator.upgrade set state = 'retired', gone_at = pg_catalog.clock_timestamp() where id = $1",
+            &[upgrade.id.into()],
+        )?;
+        table.event(
+            "gone",
+            &format!("no row has the name {} any more", upgrade.name),
+            json!({"upgrade": upgrade.name}),
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! Where most rows change, writing the table anew costs less than writing every row once more: the upgrade becomes a table
+//! change with the same expressions.
+//!
+//! The guard stands first. So rows that are written meanwhile have the name before or after the swap, whichever way they come;
+//! the others get it with the copy.
+
+use super::register::{Request, Wish};
+use super::table::Upgraded;
+use crate::catalog::attempt::attempt;
+use crate::catalog::spi;
+use crate::engine::shape::{self, Session, measure};
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::{Ident, literal, plain};
+use migrator_core::state::State;
+use migrator_core::upgrade::COLUMN;
+use pgrx::pg_sys;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+/// How an upgrade is brought to the rows that are there, and why.
+#[derive(Debug, Clone)]
+pub struct Chosen {
+    pub rewrite: bool,
+    pub why: String,
+}
+
+impl Chosen {
+    fn rows(why: impl Into<String>) -> Self {
+        Self { rewrite: false, why: why.into() }
+    }
+
+    /// As the table has it.
+    pub fn strategy(&self) -> &'static str {
+        if self.rewrite { "rewrite" } else { "rows" }
+    }
+}
+
+/// Below so many bytes neither way takes long, and batches need nothing beside them.
+const SMALL: i64 = 64 << 20;
+
+/// Chooses what was asked for, or by the table's size, its indexes and the room there is.
+pub fn choose(request: &Request, wish: &Wish) -> Result<Chosen, Failure> {
+    match request.strategy.as_str() {
+        "rows" => return Ok(Chosen::rows("batches of rows were asked for")),
+        "rewrite" => {
+            if let Some(why) = obstacle(request, wish)? {
+                return Err(Failure::new(
+                    code::NOT_SUPPORTED,
+                    format!("upgrade {} cannot be done by a rewrite: {why}", plain(&request.name)),
+                )
+                .detail("Nothing was changed.")
+                .hint("Leave strategy out: batches of rows do it."));
+            }
+            return Ok(Chosen { rewrite: true, why: "a rewrite was asked for".to_owned() });
+        }
+        _ => {}
+    }
+    let size = measure::Size::of(&wish.relation)?;
+    let whole = size.table + size.indexes;
+    if whole < SMALL {
+        return Ok(Chosen::rows(format!("the table has {whole} bytes, which batches write soon")));
+    }
+    if let Some(why) = obstacle(request, wish)? {
+        return Ok(Chosen::rows(format!("a rewrite is not possible: {why}")));
+    }
+    // The new table and its indexes, and as much WAL again.
+    let needed = whole * 2;
+    match measure::free(&wish.relation)?.0 {
+        Some(free) if free > needed * 2 => Ok(Chosen {
+            rewrite: true,
+            why: format!(
+                "all rows lack it; written anew, {whole} bytes of table and indexes are written once and in order, where batches would write each row and its index entries by themselves; {free} bytes of disk are free"
+            ),
+        }),
+        Some(free) => {
+            Ok(Chosen::rows(format!("a rewrite would need {needed} bytes of disk and leave little of {free}")))
+        }
+        None => Ok(Chosen::rows("how much disk is free cannot be told")),
+    }
+}
+
+fn obstacle(request: &Request, wish: &Wish) -> Result<Option<String>, Failure> {
+    if wish.kind != "expression" {
+        return Ok(Some("only expressions can be computed by a copy".to_owned()));
+    }
+    if wish.others.iter().any(|other| other.state != "complete") {
+        return Ok(Some("other upgrades of the table are not complete".to_owned()));
+    }
+    if wish.relation.kind != "r" {
+        return Ok(Some("the table is partitioned".to_owned()));
+    }
+    let marked = wish.adds_column;
+    if marked {
+        // The column is not there yet; the rest of a change is tried with what there is.
+        return Ok(None);
+    }
+    match attempt(|| shape::explain(&change(request, wish.relation.oid))) {
+        Ok(_) => Ok(None),
+        Err(failure) => Ok(Some(failure.message)),
+    }
+}
+
+/// Begins the change, after the guard was put there.
+pub fn begin(table: &Upgraded, request: &Request, upgrade: i64) -> Result<(), Failure> {
+    let id = shape::create_shadow(&change(request, table.relation.oid))?;
+    spi::execute(
+        "update migrator.upgrade set strategy = 'rewrite', change = $2 where id = $1",
+        &[upgrade.into(), id.into()],
+    )
+    .map(|_| ())
+}
+
+/// The change: rows that have the name keep what they have.
+fn change(request: &Request, relation: u32) -> shape::Request {
+    let marks = Ident::from(COLUMN);
+    let name = literal(&request.name);
+    let has = format!("coalesce({marks} operator(pg_catalog.@>) array[{name}]::pg_catalog.text[], false)");
+    let mut transform = Map::new();
+    for (column, expression) in request.set.as_ref().and_then(Value::as_object).into_iter().flatten() {
+        let expression = expression.as_str().unwrap_or_default();
+        let column_name = Ident::new(column.as_str());
+        transform.insert(column.clone(), json!(format!("case when {has} then {column_name} else ({expression}) end")));
+    }
+    transform.insert(
+        COLUMN.to_owned(),
+        json!(format!(
+            "case when {has} then {marks} else pg_catalog.array_append(coalesce({marks}, '{{}}'), {name}::pg_catalog.text) end"
+        )),
+    );
+    shape::Request {
+        relation,
+        actions: None,
+        transform: Value::Object(transform),
+        reverse: json!({}),
+        shadow: None,
+        on_ready: "swap".to_owned(),
+        session: Session { role: request.caller, settings: request.settings.clone() },
+    }
+}
+
+/// A change that rewrites the table for an upgrade, and is not there yet: what batches wait for. One that was cancelled leaves the
+/// rows to batches.
+pub fn under_way(table: &Upgraded) -> Result<Option<i64>, Failure> {
+    #[derive(Deserialize)]
+    struct Row {
+        change: i64,
+        state: State,
+    }
+    let rows: Vec<Row> = spi::fetch(
+        "select g.change, c.state from migrator.upgrade g join migrator.change c on c.id = g.change \
+         where g.relation = $1 and g.state = 'running' and g.strategy = 'rewrite' order by g.id",
+        &[pg_sys::Oid::from(table.relation.oid).into()],
+    )?;
+    let open = |row: &&Row| !matches!(row.state, State::Swapped | State::Finished | State::Cancelled);
+    Ok(rows.iter().find(open).map(|row| row.change))
+}

@@ -1,0 +1,385 @@
+//! One bounded step of a table's upgrades: a batch, or whatever has to happen between batches.
+
+use super::batch::{self as written, Batch, Done};
+use super::keyset::Keyset;
+use super::sweep::{self, Chunk, Kind, Progress};
+use super::table::Upgraded;
+use super::{complete, retire, rewrite};
+use crate::catalog::cost::Meter;
+use crate::catalog::spi;
+use crate::crash;
+use crate::engine::{guard, load};
+use migrator_core::batch::{self, Aim, Pace};
+use migrator_core::failure::{Failure, code};
+use migrator_core::load::Verdict;
+use migrator_core::sqlstate;
+use migrator_core::upgrade::Definition;
+use migrator_core::upgrade::sweep::Range;
+use pgrx::pg_sys;
+use serde::Deserialize;
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// What a step did, and what the caller does next.
+#[derive(Debug)]
+pub struct Step {
+    pub state: &'static str,
+    pub rows: i64,
+    pub failed: i64,
+    /// Nothing is left that a step could do.
+    pub done: bool,
+    pub wait_ms: i32,
+    pub reason: Option<String>,
+    /// To be run outside a transaction before the next call.
+    pub statement: Option<String>,
+}
+
+impl Step {
+    fn new(state: &'static str) -> Self {
+        Self { state, rows: 0, failed: 0, done: false, wait_ms: 0, reason: None, statement: None }
+    }
+
+    fn wait(state: &'static str, wait_ms: i32, reason: impl Into<String>) -> Self {
+        Self { wait_ms, reason: Some(reason.into()), ..Self::new(state) }
+    }
+}
+
+/// Rows of a table's first batch.
+const FIRST: i32 = 500;
+/// The most rows of a batch.
+const MOST: i32 = 20_000;
+
+/// Does one step. Each call is its own transaction.
+pub fn step(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
+    guard::outside_transaction("migrator.step")?;
+    one(table, worker)
+}
+
+/// The same inside a transaction: rows stay locked until its end.
+pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
+    guard::fresh_snapshots("migrator.step")?;
+    if table.state.paused {
+        return Ok(Step { done: true, ..Step::wait("paused", 1000, "somebody has to resume it") });
+    }
+    if let Some(why) = &table.state.blocked {
+        let hint = table.state.blocked_hint.as_deref().unwrap_or_default();
+        return Ok(Step { done: true, ..Step::wait("blocked", 1000, format!("{why}. {hint}").trim()) });
+    }
+    if let Some(change) = rewrite::under_way(table)? {
+        let reason = format!(
+            "change {change} writes the table anew: call migrator.prepare(change => {change}) or run the agent"
+        );
+        return Ok(Step { done: true, ..Step::wait("waiting", 5000, reason) });
+    }
+    let verdict = load::verdict(|| load::work_on_rows(table.relation.oid))?;
+    if let Verdict::Hold(reason) = verdict {
+        note(table, Some(&reason))?;
+        return Ok(Step::wait("waiting", 1000, reason));
+    }
+    let factor = if let Verdict::Slow(factor, _) = &verdict { *factor } else { 1 };
+    let mut step = match kind(table) {
+        Some(_) if table.state.sweep_generation != Some(table.state.generation) => begin(table, Kind::Upgrade)?,
+        Some(kind) => work(table, kind, worker, factor)?,
+        None => decide(table)?,
+    };
+    if let Verdict::Slow(_, reason) = verdict {
+        step.reason.get_or_insert(reason);
+    }
+    // The work fills its share of the time, whatever the size of its batches.
+    if factor > 1 && step.wait_ms == 0 && !step.done {
+        step.wait_ms = load::rest_ms(factor);
+    }
+    note(table, step.reason.as_deref().filter(|_| step.wait_ms > 0 && !step.done))?;
+    Ok(step)
+}
+
+fn kind(table: &Upgraded) -> Option<Kind> {
+    match table.state.sweep_kind.as_deref() {
+        Some("upgrade") => Some(Kind::Upgrade),
+        Some(_) => Some(Kind::Verify),
+        None => None,
+    }
+}
+
+/// Shows why nothing goes on, or that it does.
+fn note(table: &Upgraded, reason: Option<&str>) -> Result<(), Failure> {
+    spi::execute(
+        "update migrator.upgraded set waiting = $2, waiting_since = case when $2 is null then null else coalesce(waiting_since, pg_catalog.clock_timestamp()) end \
+         where relation = $1 and waiting is distinct from $2 \
+           and relation in (select u.relation from migrator.upgraded u where u.relation = $1 for update skip locked)",
+        &[pg_sys::Oid::from(table.relation.oid).into(), reason.into()],
+    )
+    .map(|_| ())
+}
+
+fn another() -> Step {
+    Step::wait("waiting", 50, "another worker's turn")
+}
+
+fn begin(table: &Upgraded, kind: Kind) -> Result<Step, Failure> {
+    if !table.alone()? {
+        return Ok(another());
+    }
+    let now = table.again()?;
+    if now.state.sweep != table.state.sweep || now.state.sweep_kind != table.state.sweep_kind {
+        return Ok(Step::new("upgrading"));
+    }
+    sweep::begin(&now, kind, now.state.batch_size.unwrap_or(FIRST))?;
+    Ok(Step::new(state(kind)))
+}
+
+fn state(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Upgrade => "upgrading",
+        Kind::Verify => "verifying",
+    }
+}
+
+/// Between two sweeps: is there anything to do?
+fn decide(table: &Upgraded) -> Result<Step, Failure> {
+    let registered = table.registered()?;
+    let running: Vec<_> = registered.iter().filter(|upgrade| upgrade.state == "running").collect();
+    let retiring = registered.iter().any(|upgrade| upgrade.state == "retiring");
+    let deferred = registered.iter().any(|upgrade| upgrade.definition.deferred);
+    if running.is_empty() && !retiring && !(deferred && table.state.verify_due) {
+        return Ok(Step { done: true, ..Step::new("complete") });
+    }
+    if !table.state.verified {
+        let batches = retiring || running.iter().any(|upgrade| upgrade.kind != "application");
+        return begin(table, if batches { Kind::Upgrade } else { Kind::Verify });
+    }
+    let aside = complete::still_aside(table)?;
+    if table.state.lacking.unwrap_or(0) > aside {
+        return begin(table, Kind::Upgrade);
+    }
+    if retiring && retire::clean(table)? {
+        return Ok(Step::new("cleaning"));
+    }
+    if table.state.verify_due {
+        return begin(table, Kind::Verify);
+    }
+    let name = table.relation.name.plain();
+    let reason = if aside > 0 {
+        format!(
+            "{aside} row(s) are set aside: select * from migrator.upgrade_failures; then migrator.retry_failed or waive_failed"
+        )
+    } else {
+        format!("application code has rows of {name} to upgrade: migrator.select_batch hands them out")
+    };
+    Ok(Step { done: true, ..Step::wait("waiting", 5000, reason) })
+}
+
+fn work(table: &Upgraded, kind: Kind, worker: &str, factor: i32) -> Result<Step, Failure> {
+    let lease_ms = lease()?;
+    let Some(chunk) = sweep::claim(table, worker, lease_ms)? else {
+        return nothing_to_claim(table, kind, lease_ms);
+    };
+    crash::point("step.claimed");
+    let definition = table.definition()?;
+    let keyset = Keyset::of(table)?;
+    let step = match kind {
+        Kind::Upgrade => upgrade(table, &definition, &keyset, &chunk, factor),
+        Kind::Verify => verify(table, &definition, &keyset, &chunk, factor),
+    }?;
+    crash::point("step.done");
+    Ok(step)
+}
+
+/// Everything is done, or in other hands; who holds a chunk for longer than a lease is ended, so that his transaction cannot commit.
+fn nothing_to_claim(table: &Upgraded, kind: Kind, lease_ms: i32) -> Result<Step, Failure> {
+    let sum = sweep::sum(table)?;
+    if sum.done < sum.chunks {
+        for holder in sweep::overdue(table, lease_ms)? {
+            spi::execute("select pg_catalog.pg_terminate_backend($1)", &[holder.pid.into()])?;
+            table.event(
+                "overtaken",
+                &format!("session {} held chunk {} for longer than its lease and was ended", holder.pid, holder.number),
+                json!({"pid": holder.pid, "chunk": holder.number}),
+            )?;
+        }
+        return Ok(Step::wait(state(kind), 100, "what is left is in the hands of other workers"));
+    }
+    if !table.alone()? {
+        return Ok(another());
+    }
+    let now = table.again()?;
+    if now.state.sweep != table.state.sweep || now.state.sweep_kind != table.state.sweep_kind {
+        return Ok(Step::new(state(kind)));
+    }
+    match kind {
+        Kind::Upgrade => sweep::begin(&now, Kind::Verify, FIRST * 10)?,
+        Kind::Verify => complete::ended(&now)?,
+    }
+    Ok(Step::new("verifying"))
+}
+
+/// How long a worker may hold a chunk in one transaction.
+fn lease() -> Result<i32, Failure> {
+    #[derive(Deserialize)]
+    struct Lease {
+        ms: i32,
+    }
+    let lease: Lease = spi::fetch_one(
+        "select (extract(epoch from coalesce(nullif(pg_catalog.current_setting('migrator.lease', true), ''), '30 s')::interval) * 1000)::int as ms",
+        &[],
+    )?;
+    Ok(lease.ms.max(1))
+}
+
+fn upgrade(
+    table: &Upgraded,
+    definition: &Definition,
+    keyset: &Keyset<'_>,
+    chunk: &Chunk,
+    factor: i32,
+) -> Result<Step, Failure> {
+    let meter = Meter::start();
+    let batch = Batch::new(table, definition, keyset);
+    let applies = definition.upgrades.iter().any(|upgrade| !upgrade.is_application());
+    let wanted = if applies { table.state.batch_size } else { table.state.cleanup_batch_size };
+    let rows = batch::divided(wanted.unwrap_or(chunk.pace.size), factor);
+    let (outcome, after) = if chunk.passed {
+        (batch.keys(chunk.skipped.clone()), chunk.key_until.clone())
+    } else {
+        let end = boundary(keyset, &chunk.range(), rows)?;
+        let after = end.or_else(|| chunk.key_until.clone());
+        (batch.range(&Range { after: chunk.key_after.clone(), until: after.clone() }), after)
+    };
+    let done = match outcome {
+        Ok(done) => done,
+        Err(failure) if is_programs(&failure) => {
+            written::block(table, definition, &failure)?;
+            return Ok(Step { done: true, ..Step::wait("blocked", 1000, failure.message) });
+        }
+        Err(failure) => return Err(failure),
+    };
+    let passed = after == chunk.key_until;
+    let mut skipped = if chunk.passed { vec![] } else { chunk.skipped.clone() };
+    skipped.extend(done.skipped.iter().cloned());
+    let pace = match (wanted, chunk.passed) {
+        (None, false) => chunk.pace.after(aim(table), meter.batch(rows)),
+        _ => chunk.pace,
+    };
+    sweep::progress(
+        table,
+        chunk,
+        &Progress {
+            after: after.as_deref(),
+            rows: if chunk.passed { 0 } else { done.scanned },
+            written: done.written,
+            pending: 0,
+            counts: None,
+            skipped: &skipped,
+            pace,
+            done: passed && skipped.is_empty(),
+        },
+    )?;
+    let mut step = Step { rows: done.written, failed: done.failed, ..Step::new("upgrading") };
+    if chunk.passed && !skipped.is_empty() {
+        step.wait_ms = 200;
+        step.reason =
+            Some(format!("{} row(s) are locked by other sessions, and done when they are free", skipped.len()));
+    }
+    if done.failed > 0 && over_budget(table, &done)? {
+        step.state = "blocked";
+        step.done = true;
+    }
+    step.statement = vacuum(table)?;
+    Ok(step)
+}
+
+/// Not a row is wrong but what was registered, or the server: the next batch would fail alike.
+fn is_programs(failure: &Failure) -> bool {
+    let class = failure.code.get(..2).unwrap_or_default();
+    !sqlstate::belongs_to_row(&failure.code)
+        && matches!(class, "42" | "XX" | "0A" | "26" | "2B" | "25" | "3F" | "3D" | "44")
+}
+
+fn verify(
+    table: &Upgraded,
+    definition: &Definition,
+    keyset: &Keyset<'_>,
+    chunk: &Chunk,
+    factor: i32,
+) -> Result<Step, Failure> {
+    #[derive(Deserialize)]
+    struct Counted {
+        scanned: i64,
+        pending: i64,
+        counts: Vec<i64>,
+    }
+    let begun = Instant::now();
+    let rows = batch::divided(chunk.pace.size, factor);
+    let end = boundary(keyset, &chunk.range(), rows)?;
+    let after = end.or_else(|| chunk.key_until.clone());
+    let range = Range { after: chunk.key_after.clone(), until: after.clone() };
+    let counted: Vec<Counted> = keyset.query(&keyset.table().count(definition, &range), &[])?;
+    let Some(counted) = counted.into_iter().next() else {
+        return Err(Failure::new(code::INTERNAL, "a count has no row"));
+    };
+    sweep::progress(
+        table,
+        chunk,
+        &Progress {
+            after: after.as_deref(),
+            rows: counted.scanned,
+            written: 0,
+            pending: counted.pending,
+            counts: Some(counted.counts),
+            skipped: &[],
+            pace: Pace::of(batch::COMPARE_ROWS.next(chunk.pace.size, rows, begun.elapsed())),
+            done: after == chunk.key_until,
+        },
+    )?;
+    Ok(Step { rows: counted.scanned, ..Step::new("verifying") })
+}
+
+fn boundary(keyset: &Keyset<'_>, range: &Range, rows: i32) -> Result<Option<Vec<String>>, Failure> {
+    #[derive(Deserialize)]
+    struct Key {
+        key: Vec<String>,
+    }
+    let found: Vec<Key> = keyset.query(&keyset.table().boundary(range, i64::from(rows)), &[])?;
+    Ok(found.into_iter().next().map(|found| found.key))
+}
+
+/// What a batch of this table should take.
+fn aim(table: &Upgraded) -> Aim {
+    Aim { time: Duration::from_millis(u64::try_from(table.state.target_ms).unwrap_or(200)), most: MOST }
+}
+
+/// The run stops when more rows fail than the larger of 100 and a thousandth.
+fn over_budget(table: &Upgraded, done: &Done) -> Result<bool, Failure> {
+    let aside = complete::set_aside(table)?;
+    let passed = sweep::sum(table)?.rows + done.scanned;
+    let budget = (passed / 1000).max(100);
+    if aside <= budget {
+        return Ok(false);
+    }
+    let name = table.relation.name.plain();
+    let why = format!("{aside} rows failed, more than the {budget} that may");
+    let hint = format!(
+        "select sqlstate, message, count(*) from migrator.upgrade_failures where relation = '{name}' group by 1, 2; shows why. Then retire the upgrade and register a better one, or go on: select migrator.resume_upgrades('{name}');"
+    );
+    spi::execute(
+        "update migrator.upgraded set blocked = $2, blocked_hint = $3 where relation = $1",
+        &[pg_sys::Oid::from(table.relation.oid).into(), why.clone().into(), hint.into()],
+    )?;
+    table.event("blocked", &why, json!({"failed": aside, "budget": budget}))?;
+    Ok(true)
+}
+
+/// After every tenth of the table: room in it for the versions of rows that come next, without which it would double.
+fn vacuum(table: &Upgraded) -> Result<Option<String>, Failure> {
+    let written = sweep::sum(table)?.written;
+    let enough = (table.state.rows_total / 10).max(10_000);
+    if written - table.state.rows_vacuumed < enough {
+        return Ok(None);
+    }
+    let mine = spi::execute(
+        "update migrator.upgraded set rows_vacuumed = $2 where relation = $1 and $2 - rows_vacuumed >= $3 \
+         and relation in (select u.relation from migrator.upgraded u where u.relation = $1 for update skip locked)",
+        &[pg_sys::Oid::from(table.relation.oid).into(), written.into(), enough.into()],
+    )?;
+    Ok((mine == 1).then(|| format!("vacuum {}", table.relation.name)))
+}

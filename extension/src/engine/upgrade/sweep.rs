@@ -1,0 +1,215 @@
+//! A sweep: every row that was there when it began is passed once, in chunks that workers share.
+//!
+//! The guard stood before the sweep began, so rows that are written meanwhile are right by themselves, wherever their keys go;
+//! the end of the last chunk is fixed at the beginning, so inserts do not keep it from ending.
+
+use super::keyset::Keyset;
+use super::table::Upgraded;
+use crate::catalog::spi;
+use migrator_core::batch::Pace;
+use migrator_core::failure::Failure;
+use migrator_core::upgrade::sweep::Range;
+use pgrx::{JsonB, pg_sys};
+use serde::Deserialize;
+use serde_json::json;
+
+/// What a sweep does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Writes rows that lack something.
+    Upgrade,
+    /// Counts them.
+    Verify,
+}
+
+impl Kind {
+    /// As the table has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Upgrade => "upgrade",
+            Kind::Verify => "verify",
+        }
+    }
+}
+
+/// Chunks that a table is cut into, so that several workers find something to do; none smaller than a few batches.
+const CHUNKS: usize = 32;
+const ROWS_OF_A_CHUNK: i64 = 20_000;
+
+/// A chunk in hand.
+#[derive(Debug, Deserialize)]
+pub struct Chunk {
+    pub number: i32,
+    pub key_after: Option<Vec<String>>,
+    pub key_until: Option<Vec<String>>,
+    pub pace: Pace,
+    pub skipped: Vec<Vec<String>>,
+    /// Whether its range has been passed: only skipped rows are left.
+    pub passed: bool,
+}
+
+impl Chunk {
+    pub fn range(&self) -> Range {
+        Range { after: self.key_after.clone(), until: self.key_until.clone() }
+    }
+}
+
+/// Begins a sweep. The caller holds the table's row in `migrator.upgraded`.
+pub fn begin(table: &Upgraded, kind: Kind, first_batch: i32) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Key {
+        key: Vec<String>,
+    }
+    let keyset = Keyset::of(table)?;
+    let oid = pg_sys::Oid::from(table.relation.oid);
+    let sweep = table.state.sweep + 1;
+    spi::execute("delete from migrator.sweep_chunk where relation = $1", &[oid.into()])?;
+    spi::execute(
+        "update migrator.upgraded set sweep = $2, sweep_kind = $3, sweep_generation = generation, sweep_began = pg_catalog.clock_timestamp(), \
+         rows_vacuumed = 0, rows_total = greatest(0, (select case when c.relkind = 'p' then (select sum(greatest(0, m.reltuples)) \
+             from pg_catalog.pg_partition_tree(c.oid) t join pg_catalog.pg_class m on m.oid = t.relid where t.isleaf) else c.reltuples end \
+             from pg_catalog.pg_class c where c.oid = $1))::bigint where relation = $1",
+        &[oid.into(), sweep.into(), kind.name().into()],
+    )?;
+    let last: Vec<Key> = keyset.query(&keyset.table().last(), &[])?;
+    let Some(last) = last.into_iter().next() else { return Ok(()) };
+    let mut after: Option<Vec<String>> = None;
+    let chunks = usize::try_from(table.again()?.state.rows_total / ROWS_OF_A_CHUNK).unwrap_or(0).min(CHUNKS);
+    let bounds = histogram(table, chunks)?.into_iter().map(|bound| vec![bound]).chain([last.key]);
+    for (number, until) in (0_i32..).zip(bounds) {
+        spi::execute(
+            "insert into migrator.sweep_chunk (relation, sweep, number, key_after, key_until, batch_rows) values ($1, $2, $3, $4, $5, $6)",
+            &[oid.into(), sweep.into(), number.into(), after.clone().into(), until.clone().into(), first_batch.into()],
+        )?;
+        after = Some(until);
+    }
+    Ok(())
+}
+
+/// Values of the key's first column between which there are equally many rows, by what ANALYZE found.
+fn histogram(table: &Upgraded, chunks: usize) -> Result<Vec<String>, Failure> {
+    #[derive(Deserialize)]
+    struct Bounds {
+        bounds: Vec<String>,
+    }
+    let Some(first) = table.key.first().filter(|_| chunks > 1) else { return Ok(vec![]) };
+    let keyset = Keyset::of(table)?;
+    let found: Vec<Bounds> = keyset.query(
+        "select s.histogram_bounds::pg_catalog.text::pg_catalog.text[] as bounds from pg_catalog.pg_stats s \
+         join pg_catalog.pg_class c on c.relname = s.tablename join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = s.schemaname \
+         where c.oid = $1 and s.attname = $2 and s.histogram_bounds is not null limit 1",
+        &[pg_sys::Oid::from(table.relation.oid).into(), first.as_str().into()],
+    )?;
+    let Some(found) = found.into_iter().next() else { return Ok(vec![]) };
+    let inner = found.bounds.len().saturating_sub(2);
+    let step = (inner / chunks).max(1);
+    Ok(found.bounds.into_iter().skip(1).take(inner).step_by(step).collect())
+}
+
+/// A chunk for this worker: the one it had, or the first that nobody has. Its row is held until the end of the transaction,
+/// and with it goes the lease: who is overtaken cannot commit, for he is ended first (see `overdue`).
+pub fn claim(table: &Upgraded, worker: &str, lease_ms: i32) -> Result<Option<Chunk>, Failure> {
+    spi::fetch_optional(
+        "with c as (select k.relation, k.sweep, k.number from migrator.sweep_chunk k where k.relation = $1 and k.sweep = $2 and k.done_at is null \
+               and (k.worker is null or k.worker = $3 or k.lease_until < pg_catalog.clock_timestamp()) \
+             order by k.key_after is not null and k.key_after = k.key_until, k.worker is not distinct from $3 desc, k.number limit 1 for update skip locked), \
+         u as (update migrator.sweep_chunk k set epoch = k.epoch + case when k.worker is distinct from $3 then 1 else 0 end, worker = $3, \
+                 lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4 / 1000.0) \
+               from c where k.relation = c.relation and k.sweep = c.sweep and k.number = c.number returning k.*) \
+         select pg_catalog.jsonb_build_object('number', u.number, 'key_after', u.key_after, 'key_until', u.key_until, 'pace', pg_catalog.jsonb_build_object('size', u.batch_rows, 'rate', u.rate, 'weight', u.weight), \
+             'skipped', u.skipped, 'passed', u.key_after is not null and u.key_after = u.key_until) from u",
+        &[pg_sys::Oid::from(table.relation.oid).into(), table.state.sweep.into(), worker.into(), lease_ms.into()],
+    )
+}
+
+/// A session that holds a chunk for longer than a lease: stopped, or idle in a transaction.
+#[derive(Debug, Deserialize)]
+pub struct Overdue {
+    pub pid: i32,
+    pub number: i32,
+}
+
+/// The holders of chunks whose transaction is older than the lease. A chunk is held by its row, whose xmax is the holder's
+/// transaction.
+pub fn overdue(table: &Upgraded, lease_ms: i32) -> Result<Vec<Overdue>, Failure> {
+    spi::fetch(
+        "select a.pid, k.number from migrator.sweep_chunk k \
+         join pg_catalog.pg_locks l on l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted and l.transactionid = k.xmax \
+         join pg_catalog.pg_stat_activity a on a.pid = l.pid and a.pid <> pg_catalog.pg_backend_pid() \
+         where k.relation = $1 and k.sweep = $2 and k.done_at is null \
+           and a.query_start < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $3 / 1000.0)",
+        &[pg_sys::Oid::from(table.relation.oid).into(), table.state.sweep.into(), lease_ms.into()],
+    )
+}
+
+/// Where a chunk is after a batch.
+pub struct Progress<'a> {
+    pub after: Option<&'a [String]>,
+    pub rows: i64,
+    pub written: i64,
+    pub pending: i64,
+    pub counts: Option<Vec<i64>>,
+    pub skipped: &'a [Vec<String>],
+    pub pace: Pace,
+    pub done: bool,
+}
+
+/// Notes it, in the transaction that wrote the rows.
+pub fn progress(table: &Upgraded, chunk: &Chunk, progress: &Progress<'_>) -> Result<(), Failure> {
+    spi::execute(
+        "update migrator.sweep_chunk k set key_after = $4, rows = k.rows + $5, written = k.written + $6, pending = k.pending + $7, \
+           counts = case when $8 is null then k.counts when k.counts is null then $8 \
+                    else (select pg_catalog.array_agg(coalesce(a, 0) + coalesce(b, 0)) from rows from (pg_catalog.unnest(k.counts), pg_catalog.unnest($8)) as p (a, b)) end, \
+           skipped = $9, batch_rows = $10, rate = $12, weight = $13, worker = case when $4 = k.key_until then null else k.worker end, done_at = case when $11 then pg_catalog.clock_timestamp() end \
+         where k.relation = $1 and k.sweep = $2 and k.number = $3",
+        &[
+            pg_sys::Oid::from(table.relation.oid).into(),
+            table.state.sweep.into(),
+            chunk.number.into(),
+            progress.after.map(<[String]>::to_vec).into(),
+            progress.rows.into(),
+            progress.written.into(),
+            progress.pending.into(),
+            progress.counts.clone().into(),
+            JsonB(json!(progress.skipped)).into(),
+            progress.pace.size.into(),
+            progress.done.into(),
+            progress.pace.rate.into(),
+            progress.pace.weight.into(),
+        ],
+    )
+    .map(|_| ())
+}
+
+/// Sums over the chunks of the sweep.
+#[derive(Debug, Deserialize)]
+pub struct Sum {
+    pub chunks: i64,
+    pub done: i64,
+    pub rows: i64,
+    pub written: i64,
+    pub pending: i64,
+}
+
+pub fn sum(table: &Upgraded) -> Result<Sum, Failure> {
+    spi::fetch_one(
+        "select count(*) as chunks, count(k.done_at) as done, coalesce(sum(k.rows), 0)::bigint as rows, \
+           coalesce(sum(k.written), 0)::bigint as written, coalesce(sum(k.pending), 0)::bigint as pending \
+         from migrator.sweep_chunk k where k.relation = $1 and k.sweep = $2",
+        &[pg_sys::Oid::from(table.relation.oid).into(), table.state.sweep.into()],
+    )
+}
+
+/// What a verify sweep counted, place by place: rows that lack each upgrade, then rows that still have each retired name.
+pub fn counts(table: &Upgraded) -> Result<Vec<i64>, Failure> {
+    #[derive(Deserialize)]
+    struct Count {
+        n: i64,
+    }
+    let counts: Vec<Count> = spi::fetch(
+        "select sum(c.n)::bigint as n from migrator.sweep_chunk k, pg_catalog.unnest(k.counts) with ordinality c (n, place) \
+         where k.relation = $1 and k.sweep = $2 group by c.place order by c.place",
+        &[pg_sys::Oid::from(table.relation.oid).into(), table.state.sweep.into()],
+    )?;
+    Ok(counts.into_iter().map(|count| count.n).collect())
+}

@@ -1,0 +1,275 @@
+//! A table with upgrades: which tables can have them, and what is known of one.
+
+use crate::catalog::definition::Column;
+use crate::catalog::relation::Relation;
+use crate::catalog::{role, spi};
+use crate::engine::shape::keys;
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::{Ident, plain};
+use migrator_core::upgrade::{Definition, Upgrade};
+use pgrx::pg_sys;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// A row of `migrator.upgraded`, and the table as it is now.
+#[derive(Debug, Clone)]
+pub struct Upgraded {
+    pub relation: Relation,
+    pub key: Vec<Ident>,
+    pub state: State,
+}
+
+/// The columns of `migrator.upgraded` that steps decide by.
+#[derive(Debug, Clone, Deserialize)]
+pub struct State {
+    pub generation: i32,
+    pub view_schema: Option<Ident>,
+    pub view_name: Option<Ident>,
+    pub batch_size: Option<i32>,
+    pub cleanup_batch_size: Option<i32>,
+    pub target_ms: i32,
+    pub paused: bool,
+    pub blocked: Option<String>,
+    pub blocked_hint: Option<String>,
+    pub sweep: i64,
+    pub sweep_kind: Option<String>,
+    pub sweep_generation: Option<i32>,
+    pub rows_total: i64,
+    pub rows_vacuumed: i64,
+    /// Whether all rows were looked at since the definitions changed last.
+    pub verified: bool,
+    /// Whether that is long ago, by what it cost.
+    pub verify_due: bool,
+    pub lacking: Option<i64>,
+    key: Vec<Ident>,
+}
+
+/// A row of `migrator.upgrade`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Registered {
+    pub id: i64,
+    pub name: String,
+    pub ordinal: i32,
+    pub kind: String,
+    pub state: String,
+    pub definition: Upgrade,
+    /// The settings that were in force at its registration.
+    pub settings: Vec<(String, String)>,
+}
+
+impl Upgraded {
+    /// The table with these upgrades, if it has any.
+    pub fn find(oid: u32) -> Result<Option<Upgraded>, Failure> {
+        let state: Option<State> = spi::fetch_optional(
+            "select u.generation, u.view_schema, u.view_name, u.batch_size, u.cleanup_batch_size, u.target_ms, \
+             u.paused_at is not null as paused, u.blocked, u.blocked_hint, u.sweep, u.sweep_kind, u.sweep_generation, u.key, u.rows_total, u.rows_vacuumed, u.verified_at is not null as verified, u.lacking, \
+             coalesce(u.verified_at + greatest(interval '1 minute', 20 * u.verify_took) < pg_catalog.clock_timestamp(), true) as verify_due \
+             from migrator.upgraded u where u.relation = $1",
+            &[pg_sys::Oid::from(oid).into()],
+        )?;
+        let Some(state) = state else { return Ok(None) };
+        Ok(Some(Upgraded { relation: Relation::get(oid)?, key: state.key.clone(), state }))
+    }
+
+    /// The same row as it is now.
+    pub fn again(&self) -> Result<Upgraded, Failure> {
+        Self::get(self.relation.oid)
+    }
+
+    /// Takes the table's row until the end of the transaction, or says that it is taken: who begins and ends sweeps does it alone.
+    pub fn alone(&self) -> Result<bool, Failure> {
+        let rows = spi::execute(
+            "select from migrator.upgraded u where u.relation = $1 for update skip locked",
+            &[pg_sys::Oid::from(self.relation.oid).into()],
+        )?;
+        Ok(rows == 1)
+    }
+
+    /// The same, or a refusal.
+    pub fn get(oid: u32) -> Result<Upgraded, Failure> {
+        Self::find(oid)?.ok_or_else(|| {
+            let name = Relation::find(oid).ok().flatten().map_or(oid.to_string(), |relation| relation.name.plain());
+            Failure::new(code::UNDEFINED_OBJECT, format!("table {name} has no upgrades"))
+                .detail("Nothing was changed.")
+                .hint("select * from migrator.upgrades; lists what is registered; select migrator.register_upgrade(…) registers one.")
+        })
+    }
+
+    /// The same for a caller who may change the table. `work` runs as the extension.
+    pub fn enter<T>(oid: u32, work: impl FnOnce(Upgraded) -> Result<T, Failure>) -> Result<T, Failure> {
+        let caller = role::caller();
+        role::as_extension(|| {
+            let table = Upgraded::get(oid)?;
+            check_owner(&table.relation, caller)?;
+            work(table)
+        })
+    }
+
+    /// Its upgrades that are not gone, in order; `retiring` ones come with them.
+    pub fn registered(&self) -> Result<Vec<Registered>, Failure> {
+        registered(self.relation.oid)
+    }
+
+    /// The upgrade of this name that is not gone.
+    pub fn named(&self, name: &str) -> Result<Registered, Failure> {
+        self.registered()?.into_iter().find(|upgrade| upgrade.name == name).ok_or_else(|| {
+            Failure::new(
+                code::UNDEFINED_OBJECT,
+                format!("table {} has no upgrade {}", self.relation.name.plain(), plain(name)),
+            )
+            .detail("Nothing was changed.")
+            .hint("select name, state from migrator.upgrades; lists what is registered.")
+        })
+    }
+
+    /// What the guard has to know now.
+    pub fn definition(&self) -> Result<Definition, Failure> {
+        Ok(define(self.key.clone(), &self.registered()?))
+    }
+
+    /// Runs `work` as the table's owner, restricted, under these settings.
+    pub fn as_owner<T>(&self, settings: &[(String, String)], work: impl FnOnce() -> T) -> T {
+        role::as_owner(self.relation.owner(), settings, work)
+    }
+
+    /// Writes down what happened.
+    pub fn event(&self, kind: &str, message: &str, detail: Value) -> Result<(), Failure> {
+        event(self.relation.oid, kind, message, detail)
+    }
+}
+
+/// The table that a caller names, which cannot be NULL.
+pub fn given(relation: Option<u32>) -> Result<u32, Failure> {
+    relation.ok_or_else(|| {
+        Failure::new(code::INVALID_PARAMETER, "no table is named").detail("Nothing was changed.").hint(
+            "For instance: select migrator.register_upgrade('public.article', …); select relation, name from migrator.upgrades; lists what is registered.",
+        )
+    })
+}
+
+/// Writes down what happened to a table's upgrades.
+pub fn event(relation: u32, kind: &str, message: &str, detail: Value) -> Result<(), Failure> {
+    spi::execute(
+        "insert into migrator.upgrade_event (relation, kind, message, detail) values ($1, $2, $3, $4)",
+        &[pg_sys::Oid::from(relation).into(), kind.into(), message.into(), pgrx::JsonB(detail).into()],
+    )
+    .map(|_| ())
+}
+
+/// The upgrades of a table that are not gone, in order.
+pub fn registered(oid: u32) -> Result<Vec<Registered>, Failure> {
+    spi::fetch(
+        "select g.id, g.name, g.ordinal, g.kind, g.state, g.definition, g.definition -> 'settings_list' as settings \
+         from migrator.upgrade g where g.relation = $1 and g.state <> 'retired' order by g.ordinal, g.id",
+        &[pg_sys::Oid::from(oid).into()],
+    )
+}
+
+/// The guard's definition of these upgrades: equal lists of settings are kept once.
+pub fn define(key: Vec<Ident>, registered: &[Registered]) -> Definition {
+    let mut definition = Definition { key, upgrades: vec![], retired: vec![], settings: vec![] };
+    for one in registered {
+        if one.state == "retiring" {
+            definition.retired.push(one.name.clone());
+            continue;
+        }
+        let settings = definition.settings.iter().position(|list| *list == one.settings).unwrap_or_else(|| {
+            definition.settings.push(one.settings.clone());
+            definition.settings.len() - 1
+        });
+        definition.upgrades.push(Upgrade { id: one.id, settings, ..one.definition.clone() });
+    }
+    definition
+}
+
+/// Refuses a caller who neither owns the table nor is a member of its owner.
+pub fn check_owner(relation: &Relation, caller: pg_sys::Oid) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Facts {
+        owned: bool,
+        owner: String,
+    }
+    let facts: Facts = spi::fetch_one(
+        "select pg_catalog.pg_has_role($2, c.relowner, 'usage') as owned, pg_catalog.pg_get_userbyid(c.relowner) as owner from pg_catalog.pg_class c where c.oid = $1",
+        &[pg_sys::Oid::from(relation.oid).into(), caller.into()],
+    )?;
+    if facts.owned {
+        return Ok(());
+    }
+    Err(Failure::new(code::INSUFFICIENT_PRIVILEGE, format!("must be owner of table {}", relation.name.plain()))
+        .detail("Nothing was changed.")
+        .hint(format!("Call it as {} or as a member of that role.", plain(&facts.owner))))
+}
+
+/// Refuses what cannot have upgrades; the key of what can.
+pub fn check(relation: &Relation, caller: pg_sys::Oid) -> Result<Vec<Column>, Failure> {
+    #[derive(Deserialize)]
+    struct Facts {
+        system: bool,
+        ours: bool,
+        extension: Option<String>,
+        children: bool,
+        partition: bool,
+        forces_row_security: bool,
+        owner: String,
+    }
+    check_owner(relation, caller)?;
+    let facts: Facts = spi::fetch_one(
+        "select n.nspname in ('pg_catalog', 'information_schema', 'pg_toast') as system, \
+           n.nspname = 'migrator' or n.nspname ~ '^migrator_(shadow|backup)_[0-9]+$' as ours, \
+           (select e.extname from pg_catalog.pg_depend d join pg_catalog.pg_extension e on e.oid = d.refobjid \
+             where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objid = c.oid and d.deptype = 'e' \
+               and d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass) as extension, \
+           c.relkind = 'r' and (exists (select from pg_catalog.pg_inherits i where i.inhparent = c.oid) \
+             or (not c.relispartition and exists (select from pg_catalog.pg_inherits i where i.inhrelid = c.oid))) as children, \
+           c.relispartition as partition, \
+           c.relrowsecurity and c.relforcerowsecurity and not coalesce(r.rolsuper or r.rolbypassrls, false) as forces_row_security, \
+           pg_catalog.pg_get_userbyid(c.relowner) as owner \
+         from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace left join pg_catalog.pg_roles r on r.oid = c.relowner \
+         where c.oid = $1",
+        &[pg_sys::Oid::from(relation.oid).into()],
+    )?;
+    let name = relation.name.plain();
+    let not =
+        |what: &str| Failure::new(code::WRONG_OBJECT_TYPE, format!("{name} {what}")).detail("Nothing was changed.");
+    match relation.kind.as_str() {
+        "r" | "p" => {}
+        "v" | "m" => return Err(not("is a view").hint("Register the upgrade for the table below it.")),
+        "f" => return Err(not("is a foreign table").hint("Register the upgrade on the server that holds its rows.")),
+        _ => return Err(not("is not a table").hint("Name the table whose rows are to be upgraded.")),
+    }
+    if facts.system || facts.ours {
+        return Err(not("is not an application's table").hint("Name the table whose rows are to be upgraded."));
+    }
+    if let Some(extension) = facts.extension {
+        return Err(not(&format!("belongs to extension {}", plain(&extension)))
+            .hint("Its rows are the extension's business: alter extension … update."));
+    }
+    if relation.persistence == "t" {
+        return Err(not("is a temporary table").hint("No other session sees it: use UPDATE."));
+    }
+    let unsupported =
+        |what: &str| Failure::new(code::NOT_SUPPORTED, format!("{name} {what}")).detail("Nothing was changed.");
+    if facts.partition {
+        return Err(unsupported("is a partition").hint("Register the upgrade for the partitioned table above it."));
+    }
+    if facts.children {
+        return Err(unsupported("takes part in table inheritance")
+            .hint("Take it out of the tree first: alter table … no inherit …;"));
+    }
+    if facts.forces_row_security {
+        let owner = plain(&facts.owner);
+        return Err(unsupported(&format!(
+            "forces row-level security on its owner {owner}, as whom batches run, and who would not see all rows"
+        ))
+        .hint(format!("alter table {} no force row level security; or alter role {owner} bypassrls;", relation.name)));
+    }
+    keys::of_table(relation.oid)?.ok_or_else(|| {
+        Failure::new(code::NOT_IN_STATE, format!("{name} has no key: no primary key, and no unique index on NOT NULL columns"))
+            .detail("Without one a row cannot be found again. Nothing was changed.")
+            .hint(format!(
+                "Make one first: alter table {0} add primary key (…); or, without stopping writers: create unique index concurrently on {0} (…); on columns that are NOT NULL.",
+                relation.name
+            ))
+    })
+}

@@ -1,0 +1,182 @@
+//! The view on which readers see every row with its upgrades applied, before they are.
+//!
+//! Columns that no upgrade writes are the table's own: their indexes serve, and where PostgreSQL allows it they can be written
+//! through the view. The others are the table's own for rows that are done, and made by `migrator.current` for those that are not.
+
+use super::table::Upgraded;
+use crate::catalog::attempt::attempt;
+use crate::catalog::definition;
+use crate::catalog::relation::Relation;
+use crate::catalog::{role, spi};
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::{Ident, Name, plain};
+use migrator_core::upgrade::{Definition, all_marked};
+use pgrx::pg_sys;
+use serde::Deserialize;
+
+/// The column that lists what a row has not got.
+const PENDING: &str = "pending_upgrades";
+/// NAMEDATALEN - 1: what is longer would be cut off.
+const LONGEST: usize = 63;
+
+/// Makes the view, or makes it anew. `wanted` is the name that somebody gave.
+pub fn make(
+    upgraded: &Upgraded,
+    table: &Relation,
+    definition: &Definition,
+    wanted: Option<&str>,
+) -> Result<(), Failure> {
+    let name = match (&upgraded.state.view_schema, &upgraded.state.view_name, wanted) {
+        (Some(schema), Some(name), None) => Name { schema: schema.clone(), name: name.clone() },
+        (Some(schema), Some(name), Some(wanted)) if name.as_str() == wanted => {
+            Name { schema: schema.clone(), name: name.clone() }
+        }
+        (Some(schema), Some(name), Some(_)) => {
+            let is = Name { schema: schema.clone(), name: name.clone() };
+            return Err(Failure::new(
+                code::DUPLICATE_OBJECT,
+                format!("table {} has its view already: {}", table.name.plain(), is.plain()),
+            )
+            .detail("Nothing was changed.")
+            .hint("Leave view_name out."));
+        }
+        _ => new_name(table, wanted)?,
+    };
+    let existing = existing(&name)?;
+    let select = select(table, definition, existing.as_deref())?;
+    let options = if cfg!(feature = "pg14") { "" } else { " with (security_invoker = true)" };
+    let replace = format!("create or replace view {name}{options} as {select}");
+    let made = attempt(|| spi::execute(&replace, &[]));
+    match made {
+        Ok(_) => {}
+        // A column of the table has gone or changed its type: the view cannot stay the same object.
+        Err(failure) if failure.code == "42P16" => {
+            spi::execute(&format!("drop view {name}"), &[]).map_err(|failure| held(&name, failure))?;
+            spi::execute(&format!("create view {name}{options} as {}", self::select(table, definition, None)?), &[])?;
+        }
+        Err(failure) => return Err(failure),
+    }
+    if existing.is_none() || Relation::get(oid(&name)?)?.owner != table.owner {
+        spi::execute(&format!("alter view {name} owner to {}", role::name(table.owner())?), &[])?;
+        grant(table, &name)?;
+    }
+    spi::execute(
+        "update migrator.upgraded set view_schema = $2, view_name = $3 where relation = $1",
+        &[pg_sys::Oid::from(table.oid).into(), name.schema.as_str().into(), name.name.as_str().into()],
+    )?;
+    Ok(())
+}
+
+/// Takes the view out of the way of the column; `make` puts it back. What depends on it keeps the column from being dropped.
+pub fn without_column(upgraded: &Upgraded) -> Result<(), Failure> {
+    let (Some(schema), Some(name)) = (&upgraded.state.view_schema, &upgraded.state.view_name) else { return Ok(()) };
+    let name = Name { schema: schema.clone(), name: name.clone() };
+    spi::execute(&format!("drop view if exists {name}"), &[]).map(|_| ())
+}
+
+fn held(name: &Name, failure: Failure) -> Failure {
+    let more = failure.detail.unwrap_or_default();
+    Failure::new(failure.code, format!("view {} has to be made anew, and something depends on it", name.plain()))
+        .detail(format!("{more} Nothing was changed."))
+        .hint("Drop what depends on it, and make it again afterwards.")
+}
+
+fn new_name(table: &Relation, wanted: Option<&str>) -> Result<Name, Failure> {
+    let schema = table.name.schema.clone();
+    let name = match wanted {
+        Some(wanted) => wanted.to_owned(),
+        None => format!("{}__current", table.name.name.as_str()),
+    };
+    if name.is_empty() || name.len() > LONGEST {
+        return Err(Failure::new(
+            "42622",
+            format!("the view's name {} has {} bytes, and may have 1 to {LONGEST}", plain(&name), name.len()),
+        )
+        .detail("Nothing was changed.")
+        .hint("Give it one: view_name => 'short_name'"));
+    }
+    let name = Name { schema, name: Ident::new(name) };
+    if Relation::find(oid(&name)?)?.is_some() {
+        return Err(Failure::new("42P07", format!("a relation {} exists already", name.plain()))
+            .detail("Rows would be shown as they will be under that name. Nothing was changed.")
+            .hint("Give the view another name: view_name => 'other_name'"));
+    }
+    Ok(name)
+}
+
+/// The columns of the view as it is; None where it is not there.
+fn existing(name: &Name) -> Result<Option<Vec<Ident>>, Failure> {
+    let oid = oid(name)?;
+    if Relation::find(oid)?.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(definition::columns(oid)?.into_iter().map(|column| column.name).collect()))
+}
+
+fn oid(name: &Name) -> Result<u32, Failure> {
+    #[derive(Deserialize)]
+    struct Found {
+        oid: Option<u32>,
+    }
+    let found: Found = spi::fetch_one(
+        "select (select c.oid::pg_catalog.int8 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+         where n.nspname = $1 and c.relname = $2) as oid",
+        &[name.schema.as_str().into(), name.name.as_str().into()],
+    )?;
+    Ok(found.oid.unwrap_or(0))
+}
+
+/// The view's query. A view that is replaced keeps its columns in their order; new ones come behind.
+fn select(table: &Relation, definition: &Definition, before: Option<&[Ident]>) -> Result<String, Failure> {
+    let pending = Ident::from(PENDING);
+    let mut names: Vec<Ident> = definition::columns(table.oid)?.into_iter().map(|column| column.name).collect();
+    if names.contains(&pending) {
+        return Err(Failure::new("42701", format!("table {} has a column {PENDING}", table.name.plain()))
+            .detail("The view shows there what a row has not got. Nothing was changed.")
+            .hint(format!("Rename it: alter table {} rename column {pending} to …;", table.name)));
+    }
+    names.push(pending.clone());
+    if let Some(before) = before {
+        let place = |name: &Ident| before.iter().position(|column| column == name).unwrap_or(usize::MAX);
+        names.sort_by_key(place);
+    }
+    let done = all_marked(&definition.upgrades);
+    let written = |name: &Ident| {
+        definition
+            .upgrades
+            .iter()
+            .any(|upgrade| !upgrade.is_application() && upgrade.outputs().any(|output| output == name))
+    };
+    let columns: Vec<String> = names
+        .iter()
+        .map(|name| match name {
+            name if *name == pending => {
+                format!("case when {done} then '{{}}'::pg_catalog.text[] else migrator.pending(l) end as {name}")
+            }
+            name if written(name) => {
+                format!("case when {done} then l.{name} else (migrator.current(l)).{name} end as {name}")
+            }
+            name => format!("l.{name}"),
+        })
+        .collect();
+    Ok(format!("select {} from {} l", columns.join(", "), table.name))
+}
+
+/// Whoever may read or write the table may do so through the view.
+fn grant(table: &Relation, view: &Name) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Grant {
+        grantee: u32,
+        privilege: String,
+    }
+    let grants: Vec<Grant> = spi::fetch(
+        "select x.grantee::pg_catalog.int8 as grantee, x.privilege_type as privilege from pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) x \
+         where c.oid = $1 and x.grantee <> c.relowner and x.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE') order by 1, 2",
+        &[pg_sys::Oid::from(table.oid).into()],
+    )?;
+    for Grant { grantee, privilege } in grants {
+        let to = if grantee == 0 { "public".to_owned() } else { role::name(pg_sys::Oid::from(grantee))?.to_string() };
+        spi::execute(&format!("grant {privilege} on {view} to {to}"), &[])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! A row as it will be when all its upgrades are done: for readers who do not wait for that.
+
+use super::known;
+use super::row::{Applier, Row, Values};
+use crate::raise;
+use migrator_core::failure::{Failure, code};
+use migrator_core::upgrade::Marks;
+use pgrx::{IntoDatum, pg_guard, pg_sys};
+
+pgrx::extension_sql!(
+    r#"
+-- STABLE: what it gives follows the definitions. Not for parallel workers: what fails is undone by a subtransaction.
+create function migrator.current("row" anyelement) returns anyelement
+    stable strict parallel unsafe
+    language c as 'MODULE_PATHNAME', 'migrator_current';
+create function migrator.pending("row" anyelement) returns text[]
+    stable strict parallel safe
+    language c as 'MODULE_PATHNAME', 'migrator_pending';
+"#,
+    name = "current",
+    requires = ["tables"]
+);
+
+#[unsafe(no_mangle)]
+#[doc(hidden)]
+pub extern "C" fn pg_finfo_migrator_current() -> &'static pg_sys::Pg_finfo_record {
+    static V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &V1
+}
+
+#[unsafe(no_mangle)]
+#[doc(hidden)]
+pub extern "C" fn pg_finfo_migrator_pending() -> &'static pg_sys::Pg_finfo_record {
+    static V1: pg_sys::Pg_finfo_record = pg_sys::Pg_finfo_record { api_version: 1 };
+    &V1
+}
+
+/// `migrator.current(row)`: the row with every pending upgrade applied, up to the first that fails or is left to application
+/// code. Nothing is written.
+///
+/// # Safety
+/// Called by PostgreSQL's function manager.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn migrator_current(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: one argument, which is not null, of a row type: rows() looks.
+    unsafe {
+        let argument = (*fcinfo).args.as_slice(1)[0].value;
+        (*fcinfo).isnull = false;
+        with_row(fcinfo, argument, |row, descriptor| {
+            // A reader has nothing that was there before: the row stands for itself.
+            row.apply()?;
+            if row.changed.is_empty() {
+                return Ok(argument);
+            }
+            let new = &mut row.new;
+            let tuple = pg_sys::heap_form_tuple(descriptor, new.values.as_mut_ptr(), new.nulls.as_mut_ptr());
+            Ok(pg_sys::heap_copy_tuple_as_datum(tuple, descriptor))
+        })
+        .unwrap_or_else(|failure| raise::raise(failure))
+    }
+}
+
+/// `migrator.pending(row)`: the names of the upgrades that the row has not got, in order.
+///
+/// # Safety
+/// Called by PostgreSQL's function manager.
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub unsafe extern "C-unwind" fn migrator_pending(fcinfo: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
+    // SAFETY: as above.
+    unsafe {
+        let argument = (*fcinfo).args.as_slice(1)[0].value;
+        (*fcinfo).isnull = false;
+        with_row(fcinfo, argument, |row, _| {
+            let marks: Marks = row.marks();
+            let names: Vec<String> = row.names().filter(|name| !marks.has(name)).map(str::to_owned).collect();
+            Ok(names.into_datum().expect("an array of names, perhaps empty"))
+        })
+        .unwrap_or_else(|failure| raise::raise(failure))
+    }
+}
+
+unsafe fn with_row(
+    fcinfo: pg_sys::FunctionCallInfo,
+    argument: pg_sys::Datum,
+    work: impl FnOnce(&mut Row<'_>, pg_sys::TupleDesc) -> Result<pg_sys::Datum, Failure>,
+) -> Result<pg_sys::Datum, Failure> {
+    // SAFETY: the argument's type is looked at before it is taken for a row; the relation is open, and locked as the query that
+    // the row comes from has it locked, while it is used.
+    unsafe {
+        let of = pg_sys::get_fn_expr_argtype((*fcinfo).flinfo, 0);
+        let table = pg_sys::get_typ_typrelid(of);
+        if table == pg_sys::InvalidOid {
+            raise::raise(not_a_row(of));
+        }
+        let mode = i32::try_from(pg_sys::AccessShareLock).expect("a small number");
+        let table = pg_sys::relation_open(table, mode);
+        let found = known::trigger_of(table).and_then(|trigger| known::of(table, trigger));
+        let Some(known) = found else {
+            let name = pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned();
+            return Err(unregistered(&name));
+        };
+        let header = pg_sys::pg_detoast_datum(argument.cast_mut_ptr()).cast::<pg_sys::HeapTupleHeaderData>();
+        let mut tuple = pg_sys::HeapTupleData {
+            t_len: u32::try_from(pgrx::varsize_4b(header.cast())).expect("a row is smaller than 1 GB"),
+            t_self: pg_sys::ItemPointerData::default(),
+            t_tableOid: (*table).rd_id,
+            t_data: header,
+        };
+        let descriptor = (*table).rd_att;
+        let values = Values::of(&raw mut tuple, descriptor);
+        let before = Values { values: values.values.clone(), nulls: values.nulls.clone() };
+        let mut row = Row::new(table, &known, Applier::Reader, Some(before), values);
+        let outcome = work(&mut row, descriptor);
+        pg_sys::relation_close(table, mode);
+        outcome
+    }
+}
+
+fn not_a_row(of: pg_sys::Oid) -> Failure {
+    let name = crate::catalog::expression::type_text(of.to_u32(), -1);
+    Failure::new(code::WRONG_OBJECT_TYPE, format!("a value of type {name} is not a row of a table"))
+        .hint("Pass the row itself: select migrator.current(t) from some_table t;")
+}
+
+fn unregistered(table: &str) -> Failure {
+    Failure::new(code::UNDEFINED_OBJECT, format!("table {table} has no upgrades"))
+        .hint("Register one with migrator.register_upgrade; select * from migrator.upgrades; lists what there is.")
+}

@@ -1,0 +1,74 @@
+//! Where it is written down that an upgrade failed for a row that an application wrote.
+
+use super::known::Known;
+use super::row::Failed;
+use crate::catalog::attempt::attempt;
+use crate::catalog::relation::Relation;
+use crate::catalog::settings::AS_TEXT;
+use crate::catalog::{role, spi};
+use migrator_core::failure::Failure;
+use migrator_core::ident::{Ident, literal};
+use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Named {
+    key: String,
+    row: String,
+}
+
+/// `jsonb_build_object('id', (l."id")::text, …)`: how a row is named everywhere. In SQL, over the alias `l`.
+fn key_of(key: &[Ident]) -> String {
+    let parts: Vec<String> =
+        key.iter().map(|column| format!("{}, (l.{column})::pg_catalog.text", literal(column.as_str()))).collect();
+    format!("pg_catalog.jsonb_build_object({})", parts.join(", "))
+}
+
+/// Notes it, or does not: the application's statement goes on either way, and the row, which has no name, is found by the
+/// next sweep.
+///
+/// # Safety
+/// The relation is open and the tuple of its type.
+pub unsafe fn note(table: pg_sys::Relation, known: &Known, failed: &Failed, tuple: pg_sys::HeapTuple) {
+    // SAFETY: the caller's. The row is passed as a value of the table's row type.
+    let noted = unsafe {
+        let oid = (*table).rd_id.to_u32();
+        let owner = (*(*table).rd_rel).relowner;
+        let row = pg_sys::heap_copy_tuple_as_datum(tuple, (*table).rd_att);
+        let row_type = (*(*table).rd_rel).reltype;
+        attempt(|| {
+            let relation = Relation::get(oid)?;
+            // Casts and output functions of users' types run as the owner.
+            let named: Named = role::as_owner(owner, &[], || {
+                let sql = format!(
+                    "select ({})::pg_catalog.text as key, pg_catalog.to_jsonb(l)::pg_catalog.text as row from (select ($1::{}).*) l",
+                    key_of(&known.definition.key),
+                    relation.name
+                );
+                role::with_settings(&AS_TEXT, || spi::fetch_one(&sql, &[DatumWithOid::new(row, row_type)]))
+            })?;
+            role::as_extension(|| store(failed.upgrade, &named.key, &named.row, &failed.failure))
+        })
+    };
+    if let Err(failure) = noted {
+        pgrx::debug1!("migrator: a failed upgrade could not be noted: {}", failure.message);
+    }
+}
+
+/// Puts a row aside. Key and row are JSON as text: a number keeps all its digits. Runs as the extension.
+pub fn store(upgrade: i64, key: &str, row: &str, failure: &Failure) -> Result<(), Failure> {
+    spi::execute(
+        "insert into migrator.upgrade_failure as f (relation, upgrade, key, sqlstate, message, \"row\") \
+         select g.relation, g.id, $2::pg_catalog.jsonb, $3, $4, $5::pg_catalog.jsonb from migrator.upgrade g where g.id = $1 \
+         on conflict (relation, upgrade, key) do update set sqlstate = excluded.sqlstate, message = excluded.message, \
+         \"row\" = excluded.\"row\", seen_at = pg_catalog.clock_timestamp(), attempts = f.attempts + 1",
+        &[upgrade.into(), key.into(), failure.code.to_string().into(), failure.message.clone().into(), row.into()],
+    )?;
+    // It was complete, and is not any more.
+    spi::execute(
+        "update migrator.upgrade set state = 'running', completed_at = null where id = $1 and state = 'complete'",
+        &[upgrade.into()],
+    )
+    .map(|_| ())
+}

@@ -1,0 +1,236 @@
+//! What this session knows of a table's guard: the definition, read once, and where its columns are.
+
+use crate::catalog::bulk::attribute;
+use crate::catalog::expression::{self, Type};
+use migrator_core::failure::Failure;
+use migrator_core::ident::Ident;
+use migrator_core::upgrade::{COLUMN, Definition};
+use pgrx::{pg_guard, pg_sys};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char};
+use std::rc::Rc;
+
+/// A definition and the table it is for, as both are now.
+pub struct Known {
+    pub definition: Definition,
+    /// Place of `applied_upgrades` in the row, from 0.
+    pub marks: usize,
+    /// For each upgrade.
+    pub columns: Vec<Columns>,
+    /// For each upgrade, its expressions, prepared at first use.
+    trees: RefCell<Vec<Option<Vec<*mut pg_sys::Expr>>>>,
+    /// Where the trees are.
+    context: pg_sys::MemoryContext,
+    text: String,
+}
+
+/// Where the columns of an upgrade are, from 0.
+pub struct Columns {
+    pub inputs: Vec<usize>,
+    pub outputs: Vec<usize>,
+    /// What an output has when nobody gives it a value.
+    pub defaults: Vec<Unwritten>,
+}
+
+/// The value of a column that an INSERT leaves out.
+pub enum Unwritten {
+    Null,
+    Constant(pg_sys::Datum),
+    /// An expression: what was not written cannot be told from what was.
+    Unknown,
+}
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        // SAFETY: reads a variable of the process, at whose end thread-locals go.
+        if !std::thread::panicking() && unsafe { !pg_sys::proc_exit_inprogress } {
+            // SAFETY: made by `read`, and nobody else's; no statement uses the trees any more, for it holds this value.
+            unsafe { pg_sys::MemoryContextDelete(self.context) }
+        }
+    }
+}
+
+thread_local! {
+    static KNOWN: RefCell<HashMap<u32, Rc<Known>>> = RefCell::new(HashMap::new());
+    /// Something has changed that a definition, or what was made from it, may depend on.
+    static STALE: Cell<bool> = const { Cell::new(false) };
+    static LISTENING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What is known of an open table by the arguments of its guard's trigger. None where they do not fit the table: a column
+/// was renamed or dropped under them.
+///
+/// # Safety
+/// The relation is open and the trigger one of its own.
+pub unsafe fn of(table: pg_sys::Relation, trigger: *const pg_sys::Trigger) -> Option<Rc<Known>> {
+    listen();
+    if STALE.replace(false) {
+        KNOWN.with_borrow_mut(HashMap::clear);
+    }
+    // SAFETY: the relation cache keeps the arguments as long as the relation is open.
+    unsafe {
+        if (*trigger).tgnargs < 1 {
+            return None;
+        }
+        let text = CStr::from_ptr(*(*trigger).tgargs);
+        let oid = (*table).rd_id.to_u32();
+        let found = KNOWN.with_borrow(|known| known.get(&oid).cloned());
+        if let Some(known) = found.filter(|known| known.text.as_bytes() == text.to_bytes()) {
+            return Some(known);
+        }
+        let known = Rc::new(read(table, text)?);
+        KNOWN.with_borrow_mut(|all| all.insert(oid, known.clone()));
+        Some(known)
+    }
+}
+
+/// The guard's trigger on an open table, if it has one.
+///
+/// # Safety
+/// The relation is open.
+pub unsafe fn trigger_of(table: pg_sys::Relation) -> Option<*const pg_sys::Trigger> {
+    // SAFETY: the relation cache's own list.
+    unsafe {
+        let triggers = (*table).trigdesc.as_ref()?;
+        let count = usize::try_from(triggers.numtriggers).ok()?;
+        (0..count)
+            .map(|place| triggers.triggers.add(place).cast_const())
+            .find(|trigger| CStr::from_ptr((**trigger).tgname).to_bytes() == super::TRIGGER.as_bytes())
+    }
+}
+
+unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
+    let text = text.to_str().ok()?.to_owned();
+    let definition: Definition = serde_json::from_str(&text).ok()?;
+    // SAFETY: the caller's open relation.
+    unsafe {
+        let row = (*table).rd_att;
+        let place = |name: &Ident| place(row, name);
+        let columns = definition
+            .upgrades
+            .iter()
+            .map(|upgrade| {
+                let outputs: Vec<usize> = upgrade.outputs().map(place).collect::<Option<_>>()?;
+                Some(Columns {
+                    inputs: upgrade.inputs.iter().map(place).collect::<Option<_>>()?,
+                    defaults: outputs.iter().map(|output| unwritten(table, *output)).collect(),
+                    outputs,
+                })
+            })
+            .collect::<Option<Vec<_>>>()?;
+        let marks = place(&Ident::from(COLUMN))?;
+        let context = pg_sys::AllocSetContextCreateInternal(
+            pg_sys::CacheMemoryContext,
+            c"migrator guard".as_ptr(),
+            pg_sys::ALLOCSET_SMALL_MINSIZE as pg_sys::Size,
+            pg_sys::ALLOCSET_SMALL_INITSIZE as pg_sys::Size,
+            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as pg_sys::Size,
+        );
+        let trees = RefCell::new(vec![None; definition.upgrades.len()]);
+        Some(Known { definition, marks, columns, trees, context, text })
+    }
+}
+
+unsafe fn place(row: pg_sys::TupleDesc, name: &Ident) -> Option<usize> {
+    // SAFETY: a descriptor of the relation cache.
+    unsafe {
+        (0..usize::try_from((*row).natts).ok()?).find(|place| {
+            let column = &*attribute(row, *place);
+            !column.attisdropped && text(column.attname.data.as_ptr()) == name.as_str().as_bytes()
+        })
+    }
+}
+
+unsafe fn text<'a>(name: *const c_char) -> &'a [u8] {
+    // SAFETY: a NUL-terminated name of the catalog.
+    unsafe { CStr::from_ptr(name) }.to_bytes()
+}
+
+unsafe fn unwritten(table: pg_sys::Relation, place: usize) -> Unwritten {
+    // SAFETY: build_column_default() (rewriteHandler.c) gives a new tree, or NULL where there is no default.
+    unsafe {
+        let number = i32::try_from(place).expect("a table's columns") + 1;
+        let default = pg_sys::build_column_default(table, number);
+        if default.is_null() {
+            return Unwritten::Null;
+        }
+        let default = pg_sys::eval_const_expressions(std::ptr::null_mut(), default);
+        if (*default).type_ != pg_sys::NodeTag::T_Const {
+            return Unwritten::Unknown;
+        }
+        let constant = &*default.cast::<pg_sys::Const>();
+        if constant.constisnull {
+            return Unwritten::Null;
+        }
+        let previous = pg_sys::MemoryContextSwitchTo(pg_sys::CacheMemoryContext);
+        let kept = super::image::copy(constant.constvalue, constant.constbyval, i32::from(constant.constlen as i16));
+        pg_sys::MemoryContextSwitchTo(previous);
+        Unwritten::Constant(kept)
+    }
+}
+
+impl Known {
+    /// The expressions of an upgrade, ready for the executor, in the order of its outputs. Runs under the role and settings
+    /// of the evaluation: literals are read while parsing.
+    ///
+    /// # Safety
+    /// The relation is the one that this was read for, and open.
+    pub unsafe fn trees(&self, table: pg_sys::Relation, upgrade: usize) -> Result<Vec<*mut pg_sys::Expr>, Failure> {
+        if let Some(trees) = &self.trees.borrow()[upgrade] {
+            return Ok(trees.clone());
+        }
+        // SAFETY: copyObject() copies a whole tree into the context, which lives as long as `self`.
+        let trees = unsafe {
+            self.definition.upgrades[upgrade]
+                .set
+                .iter()
+                .zip(&self.columns[upgrade].outputs)
+                .map(|((_, text), place)| {
+                    let column = &*attribute((*table).rd_att, *place);
+                    let target = Type { oid: column.atttypid.to_u32(), modifier: column.atttypmod };
+                    let tree = expression::prepare(table, text, target)?;
+                    let previous = pg_sys::MemoryContextSwitchTo(self.context);
+                    let kept = pg_sys::copyObjectImpl(tree.cast()).cast::<pg_sys::Expr>();
+                    pg_sys::MemoryContextSwitchTo(previous);
+                    Ok(kept)
+                })
+                .collect::<Result<Vec<_>, Failure>>()?
+        };
+        self.trees.borrow_mut()[upgrade] = Some(trees.clone());
+        Ok(trees)
+    }
+}
+
+/// Asks to be told of every change of a table, a function, an operator or a type, once in a session.
+fn listen() {
+    if LISTENING.replace(true) {
+        return;
+    }
+    // SAFETY: inval.c keeps function and argument for the session; there is room for as many as extensions need.
+    unsafe {
+        pg_sys::CacheRegisterRelcacheCallback(Some(table_changed), pg_sys::Datum::from(0_usize));
+        for cache in [
+            pg_sys::SysCacheIdentifier::PROCOID,
+            pg_sys::SysCacheIdentifier::TYPEOID,
+            pg_sys::SysCacheIdentifier::OPEROID,
+        ] {
+            pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(object_changed), pg_sys::Datum::from(0_usize));
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn table_changed(_argument: pg_sys::Datum, table: pg_sys::Oid) {
+    // Nothing may be freed here: a statement may be in the middle of it.
+    if table == pg_sys::InvalidOid
+        || KNOWN.with(|known| known.try_borrow().is_ok_and(|all| all.contains_key(&table.to_u32())))
+    {
+        STALE.set(true);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn object_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
+    STALE.set(true);
+}

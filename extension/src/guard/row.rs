@@ -1,0 +1,323 @@
+//! One row that is written or read, and its upgrades.
+
+use super::image;
+use super::known::{Known, Unwritten};
+use super::run::{self, Run};
+use crate::catalog::attempt::attempt;
+use crate::catalog::bulk::attribute;
+use crate::catalog::role;
+use migrator_core::failure::Failure;
+use migrator_core::upgrade::{Act, Marks, Row as Kind, Written, decide};
+use pgrx::{FromDatum, IntoDatum, pg_sys};
+use std::rc::Rc;
+
+/// Who applies upgrades.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applier {
+    /// A statement of an application: it must not fail.
+    Writer,
+    /// A batch of ours, already running as the owner: errors are its own to sort out. So many expressions, from the first, are
+    /// applied to a row.
+    Batch { limit: usize },
+    /// A reader: nothing is stored.
+    Reader,
+}
+
+/// An upgrade that failed for a row.
+pub struct Failed {
+    pub upgrade: i64,
+    pub failure: Failure,
+}
+
+/// The columns of a row, taken apart.
+pub struct Values {
+    pub values: Vec<pg_sys::Datum>,
+    pub nulls: Vec<bool>,
+}
+
+impl Values {
+    /// # Safety
+    /// The tuple is of the descriptor's type, and lives as long as the values are used.
+    pub unsafe fn of(tuple: pg_sys::HeapTuple, row: pg_sys::TupleDesc) -> Values {
+        // SAFETY: the caller's; both arrays have a place for each column.
+        unsafe {
+            let count = usize::try_from((*row).natts).expect("a table's columns");
+            let mut values = vec![pg_sys::Datum::from(0_usize); count];
+            let mut nulls = vec![false; count];
+            pg_sys::heap_deform_tuple(tuple, row, values.as_mut_ptr(), nulls.as_mut_ptr());
+            Values { values, nulls }
+        }
+    }
+
+    fn get(&self, place: usize) -> Option<pg_sys::Datum> {
+        (!self.nulls[place]).then_some(self.values[place])
+    }
+}
+
+/// A row in hand.
+pub struct Row<'a> {
+    table: pg_sys::Relation,
+    known: &'a Rc<Known>,
+    applier: Applier,
+    /// Before the statement; none for a new row.
+    old: Option<Values>,
+    /// As it is written, and then as it becomes.
+    pub new: Values,
+    pub changed: Vec<usize>,
+    pub failed: Option<Failed>,
+}
+
+impl<'a> Row<'a> {
+    pub fn new(
+        table: pg_sys::Relation,
+        known: &'a Rc<Known>,
+        applier: Applier,
+        old: Option<Values>,
+        new: Values,
+    ) -> Self {
+        Self { table, known, applier, old, new, changed: vec![], failed: None }
+    }
+
+    /// Applies what there is to apply. Afterwards `changed` lists the columns that differ from what was written.
+    ///
+    /// # Safety
+    /// The relation is open and `known` is what is known of it.
+    pub unsafe fn apply(&mut self) -> Result<(), Failure> {
+        let known = self.known;
+        // SAFETY: the column is of type text[], which registration saw to.
+        let (had, (mut marks, clean)) = unsafe {
+            let had = self.old.as_ref().map_or_else(Marks::default, |old| read_marks(old.get(known.marks)).0);
+            (had, read_marks(self.new.get(known.marks)))
+        };
+        let before = marks.clone();
+        for name in &known.definition.retired {
+            marks.clear(name);
+        }
+        let mut run: Option<Rc<Run>> = None;
+        let mut barrier = false;
+        let mut applied = 0;
+        for place in 0..known.definition.upgrades.len() {
+            let upgrade = &known.definition.upgrades[place];
+            // SAFETY: the caller's.
+            let written = unsafe { self.written(place, had.has(&upgrade.name), before.has(&upgrade.name)) };
+            let in_batch = self.applier != Applier::Writer;
+            let mut act = decide(upgrade, self.kind(), written, in_batch);
+            // What cannot be told from done twice keeps its name whatever happens before it.
+            let safe = upgrade.in_place && act == Act::Keep;
+            if barrier && !safe {
+                act = Act::Leave;
+            }
+            if matches!(self.applier, Applier::Batch { limit } if applied >= limit) && derives(act) {
+                act = Act::Leave;
+            }
+            match act {
+                Act::Keep => marks.set(&upgrade.name),
+                Act::Leave => {
+                    marks.clear(&upgrade.name);
+                    barrier = true;
+                }
+                Act::Derive | Act::DeriveOthers => {
+                    // SAFETY: the caller's.
+                    let done = unsafe {
+                        let run = run.get_or_insert_with(|| {
+                            let run = run::of(self.table, known);
+                            run.reset();
+                            run
+                        });
+                        self.derive(&run.clone(), place, act)?
+                    };
+                    if done {
+                        applied += 1;
+                        marks.set(&upgrade.name);
+                    } else {
+                        marks.clear(&upgrade.name);
+                        barrier = true;
+                    }
+                }
+            }
+        }
+        if marks != before || !clean {
+            self.new.values[known.marks] =
+                marks.names().to_vec().into_datum().expect("an array of names, perhaps empty");
+            self.new.nulls[known.marks] = false;
+            self.changed.push(known.marks);
+        }
+        Ok(())
+    }
+
+    /// The names that the row has.
+    pub fn marks(&self) -> Marks {
+        // SAFETY: the column is of type text[].
+        unsafe { read_marks(self.new.get(self.known.marks)).0 }
+    }
+
+    /// The names that it should have, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.known.definition.upgrades.iter().map(|upgrade| upgrade.name.as_str())
+    }
+
+    fn kind(&self) -> Kind {
+        if self.old.is_some() { Kind::Updated } else { Kind::New }
+    }
+
+    /// What the statement, and the upgrades before this one, did to its columns.
+    unsafe fn written(&self, upgrade: usize, had: bool, has: bool) -> Written {
+        let columns = &self.known.columns[upgrade];
+        // SAFETY: places of columns of this row.
+        unsafe {
+            Written {
+                had,
+                has,
+                inputs: columns.inputs.iter().any(|place| self.is_changed(*place)),
+                outputs: columns
+                    .outputs
+                    .iter()
+                    .zip(&columns.defaults)
+                    .any(|(place, default)| self.is_output_changed(*place, default, has)),
+            }
+        }
+    }
+
+    unsafe fn is_changed(&self, place: usize) -> bool {
+        match &self.old {
+            // SAFETY: two values of one column.
+            Some(old) => unsafe { !self.same(place, old.get(place), self.new.get(place)) },
+            None => true,
+        }
+    }
+
+    unsafe fn is_output_changed(&self, place: usize, default: &Unwritten, has: bool) -> bool {
+        if self.old.is_some() {
+            // SAFETY: a place of this row.
+            return unsafe { self.is_changed(place) };
+        }
+        match default {
+            Unwritten::Null => !self.new.nulls[place],
+            // SAFETY: the default was coerced to the column's type.
+            Unwritten::Constant(value) => unsafe { !self.same(place, Some(*value), self.new.get(place)) },
+            Unwritten::Unknown => has,
+        }
+    }
+
+    unsafe fn same(&self, place: usize, a: Option<pg_sys::Datum>, b: Option<pg_sys::Datum>) -> bool {
+        match (a, b) {
+            (None, None) => true,
+            // SAFETY: values of this column.
+            (Some(a), Some(b)) => unsafe {
+                let column = &*attribute((*self.table).rd_att, place);
+                image::same(a, b, column.attbyval, column.attlen)
+            },
+            _ => false,
+        }
+    }
+
+    /// Puts derived values into the row. False where that failed, and was noted.
+    unsafe fn derive(&mut self, run: &Rc<Run>, upgrade: usize, act: Act) -> Result<bool, Failure> {
+        let known = self.known;
+        let definition = &known.definition.upgrades[upgrade];
+        let places: Vec<usize> = known.columns[upgrade]
+            .outputs
+            .iter()
+            .zip(&known.columns[upgrade].defaults)
+            // SAFETY: places of this row.
+            .filter(|(place, default)| act == Act::Derive || unsafe { !self.is_output_changed(**place, default, true) })
+            .map(|(place, _)| *place)
+            .collect();
+        // SAFETY: the caller's.
+        let outcome = unsafe {
+            if let Applier::Batch { .. } = self.applier {
+                super::trigger::begins(definition.id);
+                let evaluate = || run.evaluate(self.table, upgrade, &self.new.values, &self.new.nulls);
+                // The batch runs under the settings of the first list.
+                if definition.settings == 0 {
+                    evaluate()
+                } else {
+                    let settings: Vec<(&str, &str)> = known.definition.settings[definition.settings]
+                        .iter()
+                        .map(|(name, value)| (name.as_str(), value.as_str()))
+                        .collect();
+                    role::with_settings(&settings, evaluate)
+                }
+            } else {
+                let owner = (*(*self.table).rd_rel).relowner;
+                let settings = &known.definition.settings[definition.settings];
+                attempt(|| {
+                    let outputs = role::as_owner(owner, settings, || {
+                        run.evaluate(self.table, upgrade, &self.new.values, &self.new.nulls)
+                    })?;
+                    if self.applier == Applier::Writer {
+                        let (mut values, mut nulls) = (self.new.values.clone(), self.new.nulls.clone());
+                        self.put(&mut values, &mut nulls, upgrade, &places, &outputs);
+                        run.check(self.table, &values, &nulls, self.old.is_none());
+                    }
+                    Ok(outputs)
+                })
+            }
+        };
+        match outcome {
+            Ok(outputs) => {
+                let (mut values, mut nulls) =
+                    (std::mem::take(&mut self.new.values), std::mem::take(&mut self.new.nulls));
+                self.put(&mut values, &mut nulls, upgrade, &places, &outputs);
+                self.new = Values { values, nulls };
+                for place in places {
+                    if !self.changed.contains(&place) {
+                        self.changed.push(place);
+                    }
+                }
+                Ok(true)
+            }
+            Err(failure) if matches!(self.applier, Applier::Batch { .. }) => Err(failure),
+            Err(failure) => {
+                run::forget();
+                self.failed = Some(Failed { upgrade: definition.id, failure });
+                Ok(false)
+            }
+        }
+    }
+
+    fn put(
+        &self,
+        values: &mut [pg_sys::Datum],
+        nulls: &mut [bool],
+        upgrade: usize,
+        places: &[usize],
+        outputs: &[(pg_sys::Datum, bool)],
+    ) {
+        for (place, (value, null)) in self.known.columns[upgrade].outputs.iter().zip(outputs) {
+            if places.contains(place) {
+                (values[*place], nulls[*place]) = (*value, *null);
+            }
+        }
+    }
+}
+
+fn derives(act: Act) -> bool {
+    matches!(act, Act::Derive | Act::DeriveOthers)
+}
+
+/// The names in a text[], whatever its dimensions.
+unsafe fn read_marks(value: Option<pg_sys::Datum>) -> (Marks, bool) {
+    let Some(value) = value else { return (Marks::default(), false) };
+    // SAFETY: an array of text; deconstruct_array() gives elements in order for any number of dimensions.
+    unsafe {
+        let array = pg_sys::pg_detoast_datum(value.cast_mut_ptr()).cast::<pg_sys::ArrayType>();
+        let (mut elements, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+        let align = i8::try_from(b'i').expect("a letter");
+        pg_sys::deconstruct_array(
+            array,
+            pg_sys::TEXTOID,
+            -1,
+            false,
+            align as std::ffi::c_char,
+            &raw mut elements,
+            &raw mut nulls,
+            &raw mut count,
+        );
+        let names: Vec<Option<String>> = (0..usize::try_from(count).unwrap_or(0))
+            .map(|place| String::from_datum(*elements.add(place), *nulls.add(place)))
+            .collect();
+        let (marks, clean) = Marks::read(names.iter().map(Option::as_deref));
+        (marks, clean && (*array).ndim <= 1)
+    }
+}

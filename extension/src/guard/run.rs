@@ -1,0 +1,213 @@
+//! The executor's side of evaluating upgrades, made once for each statement and table: a row to put values in, a memory
+//! context for what comes of them, compiled expressions.
+//!
+//! Nothing of it outlives its statement: functions keep state with their expression that may belong to the transaction.
+
+use super::known::Known;
+use crate::catalog::bulk::attribute;
+use migrator_core::failure::Failure;
+use pgrx::pg_sys;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+// pgrx does not bind it (executor/nodeModifyTable.h). The same in PostgreSQL 14 to 18.
+unsafe extern "C-unwind" {
+    fn ExecComputeStoredGenerated(
+        result: *mut pg_sys::ResultRelInfo,
+        estate: *mut pg_sys::EState,
+        slot: *mut pg_sys::TupleTableSlot,
+        command: pg_sys::CmdType::Type,
+    );
+}
+
+/// A statement: of which transaction, subtransaction and command.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Statement(u32, u32, u32);
+
+impl Statement {
+    fn now() -> Self {
+        // SAFETY: reads backend-local state; MyProc is set in every backend.
+        unsafe {
+            #[cfg(any(feature = "pg17", feature = "pg18"))]
+            let transaction = (*pg_sys::MyProc).vxid.lxid;
+            #[cfg(not(any(feature = "pg17", feature = "pg18")))]
+            let transaction = (*pg_sys::MyProc).lxid;
+            Self(transaction, pg_sys::GetCurrentSubTransactionId(), pg_sys::GetCurrentCommandId(false))
+        }
+    }
+}
+
+/// What a statement evaluates with.
+pub struct Run {
+    statement: Statement,
+    table: u32,
+    known: Rc<Known>,
+    context: pg_sys::MemoryContext,
+    estate: *mut pg_sys::EState,
+    econtext: *mut pg_sys::ExprContext,
+    slot: *mut pg_sys::TupleTableSlot,
+    result: *mut pg_sys::ResultRelInfo,
+    states: RefCell<Vec<Option<Vec<*mut pg_sys::ExprState>>>>,
+}
+
+thread_local! {
+    static LAST: RefCell<Option<Rc<Run>>> = const { RefCell::new(None) };
+}
+
+/// The run of this statement for this table.
+///
+/// # Safety
+/// The relation is open, and `known` what is known of it.
+pub unsafe fn of(table: pg_sys::Relation, known: &Rc<Known>) -> Rc<Run> {
+    let statement = Statement::now();
+    // SAFETY: the caller's relation.
+    let oid = unsafe { (*table).rd_id.to_u32() };
+    let fits = |run: &Rc<Run>| run.statement == statement && run.table == oid && Rc::ptr_eq(&run.known, known);
+    if let Some(run) = LAST.with_borrow(|last| last.clone()).filter(fits) {
+        return run;
+    }
+    // SAFETY: see Run::begin().
+    let run = Rc::new(unsafe { Run::begin(statement, table, known.clone()) });
+    LAST.replace(Some(run.clone()));
+    run
+}
+
+/// Forgets the compiled expressions: one of them ended in the middle of something.
+pub fn forget() {
+    LAST.replace(None);
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // At the process's end, when thread-locals go, much of the server's own state has gone already.
+        // SAFETY: reads a variable of the process.
+        if std::thread::panicking() || unsafe { pg_sys::proc_exit_inprogress } {
+            return;
+        }
+        // The context hangs on the transaction's: when that is over, so is it.
+        let same = Statement::now().0 == self.statement.0;
+        // SAFETY: IsTransactionState() says whether there still is a transaction of that number; the context is ours alone.
+        unsafe {
+            if same && pg_sys::IsTransactionState() {
+                pg_sys::MemoryContextDelete(self.context);
+            }
+        }
+    }
+}
+
+impl Run {
+    unsafe fn begin(statement: Statement, table: pg_sys::Relation, known: Rc<Known>) -> Self {
+        // SAFETY: all that is made lies in a context of its own below the transaction's. CreateExecutorState() makes a
+        // child of the current context; the slot's descriptor is a copy, on which nobody counts references.
+        unsafe {
+            let context = pg_sys::AllocSetContextCreateInternal(
+                pg_sys::TopTransactionContext,
+                c"migrator guard, one statement".as_ptr(),
+                pg_sys::ALLOCSET_DEFAULT_MINSIZE as pg_sys::Size,
+                pg_sys::ALLOCSET_DEFAULT_INITSIZE as pg_sys::Size,
+                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as pg_sys::Size,
+            );
+            let previous = pg_sys::MemoryContextSwitchTo(context);
+            let estate = pg_sys::CreateExecutorState();
+            let econtext = pg_sys::CreateExprContext(estate);
+            let row = pg_sys::CreateTupleDescCopyConstr((*table).rd_att);
+            let slot = pg_sys::MakeSingleTupleTableSlot(row, &raw const pg_sys::TTSOpsVirtual);
+            let result: *mut pg_sys::ResultRelInfo = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast();
+            (*result).type_ = pg_sys::NodeTag::T_ResultRelInfo;
+            pg_sys::InitResultRelInfo(result, table, 0, std::ptr::null_mut(), 0);
+            pg_sys::MemoryContextSwitchTo(previous);
+            let states = RefCell::new(vec![None; known.columns.len()]);
+            Self { statement, table: (*table).rd_id.to_u32(), known, context, estate, econtext, slot, result, states }
+        }
+    }
+
+    /// Frees what the row before left behind.
+    pub unsafe fn reset(&self) {
+        // SAFETY: nobody uses values of the row before any more.
+        unsafe { pg_sys::MemoryContextReset((*self.econtext).ecxt_per_tuple_memory) }
+    }
+
+    /// The values of an upgrade's outputs for this row, in their order. They live until `reset`. Runs as the table's owner
+    /// under the upgrade's settings. A PostgreSQL error unwinds.
+    pub unsafe fn evaluate(
+        &self,
+        table: pg_sys::Relation,
+        upgrade: usize,
+        values: &[pg_sys::Datum],
+        nulls: &[bool],
+    ) -> Result<Vec<(pg_sys::Datum, bool)>, Failure> {
+        // SAFETY: the slot has as many places as the row has columns; the states are of this statement.
+        unsafe {
+            let states = self.states(table, upgrade)?;
+            self.fill(values, nulls);
+            (*self.econtext).ecxt_scantuple = self.slot;
+            let previous = pg_sys::MemoryContextSwitchTo((*self.econtext).ecxt_per_tuple_memory);
+            let outputs = states
+                .iter()
+                .zip(&self.known.columns[upgrade].outputs)
+                .map(|(state, place)| {
+                    let mut null = false;
+                    let evaluate = (**state).evalfunc.expect("a compiled expression has its function");
+                    let value = pg_sys::ffi::pg_guard_ffi_boundary(|| evaluate(*state, self.econtext, &raw mut null));
+                    let length = (*attribute((*self.slot).tts_tupleDescriptor, *place)).attlen;
+                    // An expanded value that somebody else may change is no value of a row.
+                    let value = if !null && length == -1 {
+                        pg_sys::Datum::from(pg_sys::pg_detoast_datum_packed(value.cast_mut_ptr()))
+                    } else {
+                        value
+                    };
+                    (value, null)
+                })
+                .collect();
+            pg_sys::MemoryContextSwitchTo(previous);
+            Ok(outputs)
+        }
+    }
+
+    unsafe fn states(&self, table: pg_sys::Relation, upgrade: usize) -> Result<Vec<*mut pg_sys::ExprState>, Failure> {
+        if let Some(states) = &self.states.borrow()[upgrade] {
+            return Ok(states.clone());
+        }
+        // SAFETY: planned trees; the states lie with the statement.
+        let states: Vec<_> = unsafe {
+            let trees = self.known.trees(table, upgrade)?;
+            let previous = pg_sys::MemoryContextSwitchTo(self.context);
+            let states = trees.into_iter().map(|tree| pg_sys::ExecInitExpr(tree, std::ptr::null_mut())).collect();
+            pg_sys::MemoryContextSwitchTo(previous);
+            states
+        };
+        self.states.borrow_mut()[upgrade] = Some(states.clone());
+        Ok(states)
+    }
+
+    unsafe fn fill(&self, values: &[pg_sys::Datum], nulls: &[bool]) {
+        // SAFETY: as many values as the slot's descriptor has columns.
+        unsafe {
+            pg_sys::ExecClearTuple(self.slot);
+            std::ptr::copy_nonoverlapping(values.as_ptr(), (*self.slot).tts_values, values.len());
+            std::ptr::copy_nonoverlapping(nulls.as_ptr(), (*self.slot).tts_isnull, nulls.len());
+            pg_sys::ExecStoreVirtualTuple(self.slot);
+        }
+    }
+
+    /// Tries the table's NOT NULL and CHECK constraints on a row, as the statement itself will. An error unwinds.
+    pub unsafe fn check(&self, table: pg_sys::Relation, values: &[pg_sys::Datum], nulls: &[bool], inserts: bool) {
+        // SAFETY: the result relation was made for this table; number 0 says that it has no place in a range table, which only
+        // error texts ask for.
+        unsafe {
+            let constraints = (*(*table).rd_att).constr;
+            if constraints.is_null() {
+                return;
+            }
+            self.fill(values, nulls);
+            (*self.slot).tts_tableOid = (*table).rd_id;
+            if (*constraints).has_generated_stored {
+                let command = if inserts { pg_sys::CmdType::CMD_INSERT } else { pg_sys::CmdType::CMD_UPDATE };
+                pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                    ExecComputeStoredGenerated(self.result, self.estate, self.slot, command);
+                });
+            }
+            pg_sys::ExecConstraints(self.result, self.slot, self.estate);
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! Upgrades of rows: against one big UPDATE, against a keyset loop in PL/pgSQL, and against rows one by one behind an
+//! anti-predicate with LIMIT, as a library in the application would do it.
+
+use super::{Line, Wishes, median, timed};
+use migrator_tests::program::postgresql;
+use migrator_tests::*;
+use std::time::{Duration, Instant};
+
+const EXPRESSION: &str = "to_jsonb(content)";
+
+/// News articles: a primary key and two more indexes, no room on their pages.
+async fn fresh(session: &Session, rows: i64) -> Result<()> {
+    session
+        .run(&format!(
+            "drop table if exists article cascade;
+             create table article (id bigint primary key, headline text not null, content text, content2 jsonb, words int, slug text,
+                 live boolean not null, published timestamptz not null, applied_upgrades text[] not null default '{{}}');
+             insert into article (id, headline, content, live, published)
+             select g, 'headline of article ' || g, repeat(md5(g::text), 4), g % 5 <> 0, timestamptz '2020-01-01' + g * interval '1 minute'
+               from generate_series(1, {rows}) g;
+             create index article_published on article (published); create index article_headline on article (headline)"
+        ))
+        .await?;
+    session.run("vacuum (freeze, analyze) article").await?;
+    session.run("checkpoint").await?;
+    Ok(())
+}
+
+async fn register(session: &Session, name: &str, column: &str, expression: &str) -> Result<()> {
+    session
+        .run(&format!("select migrator.register_upgrade('article', '{name}', $${{\"{column}\": \"{expression}\"}}$$)"))
+        .await?;
+    Ok(())
+}
+
+/// What a sweep did.
+#[derive(Default)]
+struct Swept {
+    /// Seconds until the last row was written.
+    seconds: f64,
+    /// Seconds of the look at all rows after that.
+    verified: f64,
+    /// Seconds and rows of each batch.
+    batches: Vec<(f64, f64)>,
+    /// The longest call, of either.
+    longest: f64,
+}
+
+/// Drives steps from some connections as the agent does; VACUUM, where it is asked for, on one of its own.
+async fn sweep(database: &Database, workers: usize) -> Result<Swept> {
+    let begun = Instant::now();
+    let vacuums = std::sync::Arc::new(tokio::sync::Mutex::new(()));
+    let mut tasks = Vec::new();
+    for number in 0..workers {
+        let (database, vacuums) = (database.clone(), vacuums.clone());
+        tasks.push(tokio::spawn(async move {
+            let session = database.connect_as("postgres", "bench:upgrade").await?;
+            let mut swept = Swept::default();
+            let mut cleaning = Vec::new();
+            loop {
+                let sql = format!("select state, rows, done, wait_ms, coalesce(statement, '') from migrator.step('article', 'w{number}')");
+                let (seconds, row) = timed(session.row(&sql)).await?;
+                let rows: f64 = row[1].parse()?;
+                swept.longest = swept.longest.max(seconds);
+                if row[0] == "upgrading" && rows > 0.0 {
+                    swept.batches.push((seconds, rows));
+                    swept.seconds = begun.elapsed().as_secs_f64();
+                }
+                if row[2] == "t" {
+                    break;
+                }
+                if !row[4].is_empty() {
+                    let (database, vacuums, statement) = (database.clone(), vacuums.clone(), row[4].clone());
+                    cleaning.push(tokio::spawn(async move {
+                        let _one = vacuums.lock().await;
+                        database.connect_as("postgres", "bench:vacuum").await?.run(&statement).await?;
+                        Ok::<(), anyhow::Error>(())
+                    }));
+                }
+                tokio::time::sleep(Duration::from_millis(row[3].parse()?)).await;
+            }
+            for vacuum in cleaning {
+                vacuum.await??;
+            }
+            Ok::<Swept, anyhow::Error>(swept)
+        }));
+    }
+    let mut all = Swept::default();
+    for task in tasks {
+        let one = task.await??;
+        all.seconds = all.seconds.max(one.seconds);
+        all.longest = all.longest.max(one.longest);
+        all.batches.extend(one.batches);
+    }
+    all.verified = begun.elapsed().as_secs_f64() - all.seconds;
+    Ok(all)
+}
+
+async fn wal(session: &Session) -> Result<f64> {
+    Ok(session.value("select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')").await?.parse()?)
+}
+
+async fn heap(session: &Session) -> Result<f64> {
+    Ok(session.number("select pg_relation_size('article')").await? as f64)
+}
+
+/// Everything about upgrades.
+pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) -> Result<Vec<Line>> {
+    let rows = wishes.rows;
+    let (mut single, mut one, mut two, mut three, mut looped, mut verified) =
+        (vec![], vec![], vec![], vec![], vec![], vec![]);
+    let (mut single_wal, mut one_wal, mut growth, mut plain_growth) = (vec![], vec![], vec![], vec![]);
+    let (mut early, mut late, mut longest) = (vec![], vec![], 0_f64);
+    for round in 1..=wishes.rounds {
+        fresh(session, rows).await?;
+        let (begun, size) = (wal(session).await?, heap(session).await?);
+        let update = format!(
+            "update article set content2 = {EXPRESSION}, applied_upgrades = array_append(applied_upgrades, 'blocks')"
+        );
+        single.push(timed(async { Ok(session.run(&update).await?) }).await?.0);
+        single_wal.push((wal(session).await? - begun) / rows as f64);
+        plain_growth.push(heap(session).await? / size);
+
+        fresh(session, rows).await?;
+        register(session, "blocks", "content2", EXPRESSION).await?;
+        let size = heap(session).await?;
+        let swept = sweep(database, 1).await?;
+        growth.push(heap(session).await? / size);
+        one.push(swept.seconds);
+        verified.push(swept.verified);
+        longest = longest.max(swept.longest);
+        let costs: Vec<f64> = swept.batches.iter().map(|(seconds, rows)| seconds / rows * 1e6).collect();
+        // The first batches look for their size.
+        let (tenth, quarter) = (costs.len() / 10, (costs.len() / 4).max(1));
+        early.push(median(&costs[tenth..(tenth + quarter).min(costs.len())]));
+        late.push(median(&costs[costs.len() - quarter..]));
+        check(session).await?;
+
+        // WAL without that of VACUUM: the same without it.
+        fresh(session, rows).await?;
+        register(session, "blocks", "content2", EXPRESSION).await?;
+        let begun = wal(session).await?;
+        session.run("call migrator.run_upgrades('article')").await?;
+        one_wal.push((wal(session).await? - begun) / rows as f64);
+
+        fresh(session, rows).await?;
+        register(session, "blocks", "content2", EXPRESSION).await?;
+        let swept = sweep(database, 2).await?;
+        two.push(swept.seconds);
+        longest = longest.max(swept.longest);
+        check(session).await?;
+
+        fresh(session, rows).await?;
+        register(session, "blocks", "content2", EXPRESSION).await?;
+        register(session, "words", "words", "length(content)").await?;
+        register(session, "slug", "slug", "lower(replace(headline, ' ', '-'))").await?;
+        three.push(sweep(database, 1).await?.seconds);
+        check(session).await?;
+
+        fresh(session, rows).await?;
+        looped.push(timed(keyset_loop(session)).await?.0);
+        eprintln!(
+            "round {round}: one UPDATE {:.1} s; upgrade by one worker {:.1} s, by two {:.1} s, three upgrades {:.1} s; loop in PL/pgSQL {:.1} s",
+            single[round - 1],
+            one[round - 1],
+            two[round - 1],
+            three[round - 1],
+            looped[round - 1]
+        );
+    }
+    let (one_by_one, sample) = one_by_one(session, rows).await?;
+    let (with, without) = guarded(database, session, wishes).await?;
+    let seconds = |name, ours: &[f64], theirs: &[f64], limit, note: String| Line {
+        name,
+        ours: median(ours),
+        theirs: Some(median(theirs)),
+        unit: "s",
+        limit,
+        note,
+    };
+    Ok(vec![
+        seconds(
+            "upgrade, one worker / one UPDATE",
+            &one,
+            &single,
+            1.0 / 0.7,
+            format!("VACUUM beside it; looking at all rows again takes {:.1} s more", median(&verified)),
+        ),
+        seconds("upgrade, two workers / one UPDATE", &two, &single, 1.0 / 0.85, String::new()),
+        seconds(
+            "upgrade, one worker / loop in PL/pgSQL",
+            &one,
+            &looped,
+            f64::INFINITY,
+            "keyset batches of 5,000, FOR NO KEY UPDATE SKIP LOCKED".into(),
+        ),
+        Line {
+            name: "rows a second / one by one with LIMIT",
+            ours: rows as f64 / median(&one),
+            theirs: Some(one_by_one),
+            unit: "/s",
+            limit: f64::INFINITY,
+            note: format!("the others' first {sample} rows only; larger is better"),
+        },
+        seconds("three upgrades at once / one", &three, &one, 1.3, String::new()),
+        Line {
+            name: "longest transaction of an upgrade",
+            ours: longest * 1000.0,
+            theirs: None,
+            unit: "ms",
+            limit: 250.0,
+            note: "of all rounds, one worker and two".into(),
+        },
+        Line {
+            name: "last batch / first batch, a row",
+            ours: median(&late),
+            theirs: Some(median(&early)),
+            unit: "µs",
+            limit: 1.2,
+            note: "medians of the last and of the first quarter".into(),
+        },
+        Line {
+            name: "heap after / before",
+            ours: median(&growth),
+            theirs: None,
+            unit: "",
+            limit: 1.35,
+            note: format!("after one UPDATE {:.2}", median(&plain_growth)),
+        },
+        Line {
+            name: "WAL a row / of one UPDATE",
+            ours: median(&one_wal),
+            theirs: Some(median(&single_wal)),
+            unit: "B",
+            limit: 1.15,
+            note: "without VACUUM".into(),
+        },
+        Line {
+            name: "UPDATE of a row, with guard / without",
+            ours: with,
+            theirs: Some(without),
+            unit: "µs",
+            limit: 1.1,
+            note: "by pgbench, one client, in turn; a column that no upgrade reads".into(),
+        },
+    ])
+}
+
+async fn check(session: &Session) -> Result<()> {
+    let wrong = session
+        .number(&format!(
+            "select count(*) from article where content2 is distinct from {EXPRESSION} or applied_upgrades = '{{}}'"
+        ))
+        .await?;
+    ensure!(wrong == 0, "{wrong} rows are not as they should be");
+    Ok(())
+}
+
+/// What a careful hand would write.
+async fn keyset_loop(session: &Session) -> Result<()> {
+    session
+        .run(&format!(
+            "create or replace procedure by_hand() language plpgsql as $$
+             declare at bigint := 0; upto bigint; keys bigint[];
+             begin
+                 loop
+                     select max(id) into upto from (select id from article where id > at order by id limit 5000) q;
+                     exit when upto is null;
+                     select array_agg(id) into keys from (select id from article where id > at and id <= upto
+                         and not applied_upgrades @> '{{blocks}}' for no key update skip locked) q;
+                     update article set content2 = {EXPRESSION}, applied_upgrades = array_append(applied_upgrades, 'blocks') where id = any (keys);
+                     at := upto;
+                     commit;
+                 end loop;
+             end $$"
+        ))
+        .await?;
+    session.run("call by_hand()").await?;
+    Ok(())
+}
+
+/// Rows one after the other, each found by what it lacks: rows a second, and how many were done.
+async fn one_by_one(session: &Session, rows: i64) -> Result<(f64, i64)> {
+    fresh(session, rows).await?;
+    let sample = 3000.min(rows);
+    session
+        .run(&format!(
+            "create or replace procedure one_by_one() language plpgsql as $$
+             declare one bigint;
+             begin
+                 for n in 1 .. {sample} loop
+                     select id into one from article where not ('blocks' = any (applied_upgrades)) limit 1 for update;
+                     update article set content2 = {EXPRESSION}, applied_upgrades = array_append(applied_upgrades, 'blocks') where id = one;
+                     commit;
+                 end loop;
+             end $$"
+        ))
+        .await?;
+    let (seconds, ()) = timed(async { Ok(session.run("call one_by_one()").await.map(|_| ())?) }).await?;
+    Ok((sample as f64 / seconds, sample))
+}
+
+/// Microseconds of an UPDATE of one row with and without the guard.
+async fn guarded(database: &Database, session: &Session, wishes: &Wishes) -> Result<(f64, f64)> {
+    fresh(session, 100_000).await?;
+    register(session, "blocks", "content2", EXPRESSION).await?;
+    session.run("call migrator.run_upgrades('article')").await?;
+    session.run("vacuum (freeze, analyze) article").await?;
+    session.run("alter table article set (fillfactor = 50)").await?;
+    session.run("vacuum full article").await?;
+    let (mut with, mut without) = (vec![], vec![]);
+    for _ in 0..wishes.rounds.max(3) * 2 {
+        for guarded in [true, false] {
+            let verb = if guarded { "enable always" } else { "disable" };
+            session.run(&format!("alter table article {verb} trigger \"~migrator_guard\"")).await?;
+            let seconds = by_pgbench(database).await?;
+            if guarded { with.push(seconds) } else { without.push(seconds) }
+        }
+    }
+    Ok((median(&with), median(&without)))
+}
+
+async fn by_pgbench(database: &Database) -> Result<f64> {
+    let script = tempfile::NamedTempFile::new()?;
+    std::fs::write(script.path(), "\\set id random(1, 100000)\nupdate article set live = not live where id = :id;\n")?;
+    let mut command = postgresql(database, "pgbench");
+    command
+        .env("PGOPTIONS", "-c synchronous_commit=off")
+        .args(["-n", "-M", "prepared", "-c", "1", "-T", "3", "-f"])
+        .arg(script.path());
+    let said = program::run(&mut command).await?.fine()?;
+    let latency =
+        said.lines().find_map(|line| line.strip_prefix("latency average = ")).context("pgbench tells its latency")?;
+    Ok(latency.trim_end_matches(" ms").trim().parse::<f64>()? * 1000.0)
+}

@@ -1,0 +1,496 @@
+//! Upgrades of rows under live writers: every row once, none forgotten, nobody waits.
+
+use migrator_tests::upgrades::{Worker, states};
+use migrator_tests::*;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+for_each_server!(old_and_new_writers_while_rows_are_upgraded, keys_of_every_kind, bad_rows_wherever_they_are);
+for_oldest_and_newest_server!(
+    a_row_that_somebody_holds_is_done_later,
+    inserts_faster_than_the_sweep,
+    what_happens_to_the_table_meanwhile,
+    triggers_and_row_security,
+    partitions_with_rows_moving,
+    retired_names,
+    rows_of_five_megabytes,
+);
+
+const ARTICLE: &str = "create table article (id bigint generated always as identity primary key, headline text not null, content text, \
+    size int, summary text, n int not null default 0)";
+
+/// Old writers know `content`, new ones write `summary` themselves; the sweep goes over the table again and again.
+async fn old_and_new_writers_while_rows_are_upgraded(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(ARTICLE).await?;
+    session.run("insert into article (headline, content) select 'h' || g, repeat('x', g % 50) from generate_series(1, 5000) g").await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut writers = Vec::new();
+    for number in 0..4_u64 {
+        let (database, stop) = (database.clone(), stop.clone());
+        writers.push(tokio::spawn(async move {
+            let session = database.connect_as("postgres", "writer").await?;
+            let mut random = StdRng::seed_from_u64(seed + number);
+            let mut statements = 0_i64;
+            while !stop.load(Ordering::Relaxed) {
+                let id = random.random_range(1..6000);
+                let length = random.random_range(0..50);
+                let sql = match random.random_range(0..8) {
+                    0 => format!("insert into article (headline, content) values ('new', repeat('y', {length}))"),
+                    1 => format!("update article set content = repeat('z', {length}) where id = {id}"),
+                    2 => format!("update article set headline = 'other', n = n + 1 where id = {id}"),
+                    3 => format!("delete from article where id = {id} and id % 7 = 0"),
+                    4 => format!("begin; update article set content = 'rolled back' where id = {id}; rollback"),
+                    // As an object-relational mapper does it: the whole row, names included, as it was read before.
+                    5 => format!(
+                        "do $$ declare a article; begin select * into a from article where id = {id}; perform pg_sleep(0.002); \
+                         update article set headline = a.headline, content = a.content, size = a.size, summary = a.summary, applied_upgrades = a.applied_upgrades where id = {id}; \
+                         exception when undefined_column then null; end $$"
+                    ),
+                    6 => format!("begin; savepoint a; update article set content = repeat('s', {length}) where id = {id}; rollback to a; update article set content = repeat('t', {length}) where id = {id}; commit"),
+                    _ => "insert into article (headline, content) select 'many', repeat('m', g) from generate_series(1, 5) g".to_owned(),
+                };
+                match session.run(&sql).await {
+                    Ok(_) => statements += 1,
+                    Err(error) if error.code == "40P01" || error.code == "40001" => {
+                        session.run("rollback").await?;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok::<i64, anyhow::Error>(statements)
+        }));
+    }
+    session.run("select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}')").await?;
+    let mut first = Worker::new(&database, "article", "first").await?;
+    let mut second = Worker::new(&database, "article", "second").await?;
+    let (one, two) = tokio::join!(first.run(), second.run());
+    ensure!(
+        one?.state == "complete" && two?.state == "complete",
+        "not complete: {}",
+        states(&session, "article").await?
+    );
+    // A second upgrade that sees what the first made, while the writers go on.
+    session
+        .run("select migrator.register_upgrade('article', 'summary', '{\"summary\": \"left(content, 10) || size\"}')")
+        .await?;
+    first.run().await?;
+    ensure!(
+        states(&session, "article").await? == "size=complete summary=complete",
+        "{}",
+        states(&session, "article").await?
+    );
+    let wrong = "select count(*) from article where size is distinct from length(content) or summary is distinct from left(content, 10) || length(content) \
+                 or not applied_upgrades @> '{size,summary}'";
+    ensure!(session.number(wrong).await? == 0, "rows differ from what their inputs make while writers write");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        ensure!(writer.await?? > 50, "the writers hardly wrote");
+    }
+    ensure!(session.number(wrong).await? == 0, "rows differ from what their inputs make");
+    ensure!(
+        session.number("select count(*) from article__current where pending_upgrades <> '{}'").await? == 0,
+        "the view says otherwise"
+    );
+    ensure!(session.number("select count(*) from migrator.upgrade_failure").await? == 0, "rows failed");
+    Ok(())
+}
+
+/// Gaps, extremes, several columns, equal values, text in another order: the sweep meets every row once.
+async fn keys_of_every_kind(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let kinds = [
+        (
+            "a bigint primary key",
+            "values (-9223372036854775808), (-5), (0), (1), (1000000000), (3000000000), (9223372036854775807)",
+        ),
+        ("a uuid primary key", "select gen_random_uuid() from generate_series(1, 3000)"),
+        ("a int, b text, primary key (a, b)", "select g % 3, 'k' || g || ' \"'' \\' from generate_series(1, 3000) g"),
+        ("a int not null, b int not null, unique (a, b)", "select 7, g from generate_series(1, 3000) g"),
+        ("a text collate \"C\" primary key", "select chr(33 + g % 90) || g from generate_series(1, 3000) g"),
+        (
+            "a timestamptz primary key",
+            "select '2000-01-01 00:00Z'::timestamptz + g * interval '1.000001 s' from generate_series(1, 3000) g",
+        ),
+        ("a numeric primary key", "select g / 7.0 from generate_series(1, 3000) g"),
+        (
+            "a float8 primary key",
+            "select sqrt(g) from generate_series(1, 2000) g union all values ('-infinity'::float8), ('nan')",
+        ),
+        (
+            "a date, b bytea, primary key (a, b)",
+            "select date '2020-01-01' + g % 50, sha256(g::text::bytea) from generate_series(1, 3000) g",
+        ),
+        ("a bool, b char(7), primary key (b, a)", "select g % 2 = 0, 'x' || g from generate_series(1, 3000) g"),
+    ];
+    for (number, (columns, rows)) in kinds.iter().enumerate() {
+        let table = format!("\"Order Items; -- {number}\"");
+        session.run(&format!("create table {table} ({columns})")).await?;
+        session.run(&format!("alter table {table} add column done int")).await?;
+        let names = if columns.contains(", b ") { "a, b" } else { "a" };
+        session.run(&format!("insert into {table} ({names}) {rows}")).await?;
+        session.run(&format!("analyze {table}")).await?;
+        session
+            .run(&format!("select migrator.register_upgrade('{table}', 'once', '{{\"done\": \"coalesce(done, 0) + 1\"}}', safe_in_place => true, batch_size => 700)"))
+            .await?;
+        // In another session with other settings than the keys were written with.
+        let mut worker = Worker::new(&database, &table.replace('\'', "''"), "w").await?;
+        worker
+            .session()
+            .run("set DateStyle = 'German'; set TimeZone = 'Asia/Tokyo'; set extra_float_digits = -15")
+            .await?;
+        let step = worker.run().await?;
+        ensure!(step.state == "complete", "{columns}: {step:?}");
+        let wrong = session.number(&format!("select count(*) from {table} where done is distinct from 1")).await?;
+        ensure!(wrong == 0, "{columns}: {wrong} rows were not upgraded exactly once");
+    }
+    Ok(())
+}
+
+/// First, last, sixty in a row, one in the middle: the others are done, these are named with what they were.
+async fn bad_rows_wherever_they_are(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(ARTICLE).await?;
+    session.run("insert into article (headline, content) select 'h', case when g in (1, 1500, 3000) or g between 700 and 759 then 'bad' else g::text end from generate_series(1, 3000) g").await?;
+    session
+        .run("select migrator.register_upgrade('article', 'n', '{\"n\": \"coalesce(length(headline), 0)\"}')")
+        .await?;
+    session.run("select migrator.register_upgrade('article', 'size', '{\"size\": \"content::int\"}')").await?;
+    session.run("select migrator.register_upgrade('article', 'summary', '{\"summary\": \"upper(headline)\"}')").await?;
+    let mut worker = Worker::new(&database, "article", "w").await?;
+    let step = worker.run().await?;
+    ensure!(step.state == "waiting" && step.reason.contains("63 row(s) are set aside"), "{step:?}");
+    let good = session.number("select count(*) from article where content <> 'bad' and size::text = content and summary = 'H' and applied_upgrades = '{n,size,summary}'").await?;
+    ensure!(good == 2937, "{good} good rows are done of 2,937");
+    let bad = session.number("select count(*) from article where content = 'bad' and n = 1 and size is null and summary is null and applied_upgrades = '{n}'").await?;
+    ensure!(bad == 63, "{bad} bad rows have what comes before the failing upgrade, and no later one");
+    let told = session.row("select count(*), min(sqlstate), bool_and(message like '%bad%'), bool_and(\"row\" ->> 'content' = 'bad') from migrator.upgrade_failure").await?;
+    ensure!(told == ["63", "22P02", "t", "t"], "{told:?}");
+    // An application mends some, and some go.
+    session.run("update article set content = '5' where content = 'bad' and id <> 1500; delete from article where id = 1500").await?;
+    let step = worker.run().await?;
+    ensure!(step.state == "complete", "{step:?}, {}", states(&session, "article").await?);
+    ensure!(
+        session.number("select count(*) from migrator.upgrade_failure").await? == 0,
+        "mended rows are still told of"
+    );
+
+    // All of them bad: the run stops at its budget.
+    session.run("create table worse (id int primary key, v text, w int); insert into worse select g, 'bad' from generate_series(1, 5000) g").await?;
+    session.run("select migrator.register_upgrade('worse', 'w', '{\"w\": \"v::int\"}', batch_size => 200)").await?;
+    let mut worker = Worker::new(&database, "worse", "w").await?;
+    let step = worker.run().await?;
+    ensure!(step.state == "blocked", "{step:?}");
+    let failed =
+        session.number("select count(*) from migrator.upgrade_failure where relation = 'worse'::regclass").await?;
+    ensure!((100..=400).contains(&failed), "{failed} rows failed before it stopped");
+    // What is wrong is the program: it stops at once.
+    session.run("create table other (id int primary key, v text, w int); insert into other select g, 'bad' from generate_series(1, 500) g").await?;
+    session.run("create function broken(text) returns int immutable language plpgsql as 'begin return (select x from nowhere); end'").await?;
+    session.run("select migrator.register_upgrade('other', 'w', '{\"w\": \"broken(v)\"}')").await?;
+    let mut worker = Worker::new(&database, "other", "w").await?;
+    let step = worker.run().await?;
+    ensure!(step.state == "blocked" && step.reason.contains("nowhere"), "{step:?}");
+    ensure!(
+        session.number("select count(*) from migrator.upgrade_failure where relation = 'other'::regclass").await? == 0,
+        "rows were blamed"
+    );
+    // Writers go on: what cannot be derived is left for later.
+    ensure!(session.run("update other set v = 'new' where id = 1").await? == 1, "an application's statement failed");
+    session
+        .run("create or replace function broken(text) returns int immutable language sql as 'select length($1)'")
+        .await?;
+    session.run("select migrator.resume_upgrades('other')").await?;
+    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "other").await?);
+    Ok(())
+}
+
+/// The batch does not wait, nor does the application; the row is done when it is free.
+async fn a_row_that_somebody_holds_is_done_later(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(ARTICLE).await?;
+    session.run("insert into article (headline, content) select 'h', g::text from generate_series(1, 2000) g").await?;
+    session.run("select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}')").await?;
+    let holder = database.connect_as("postgres", "holder").await?;
+    holder.run("begin; select * from article where id in (7, 1999) for update").await?;
+    let mut worker = Worker::new(&database, "article", "w").await?;
+    let step = worker.until(|step| step.reason.contains("locked by other sessions")).await?;
+    ensure!(step.reason.starts_with("2 row(s)"), "{step:?}");
+    ensure!(session.number("select count(*) from article where size is null").await? == 2, "others are not done");
+    // Whoever holds the row can write it, and takes rows that a batch has done.
+    holder
+        .run("update article set content = 'held' where id = 7; update article set n = 1 where id = 8; commit")
+        .await?;
+    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "article").await?);
+    ensure!(session.value("select size from article where id = 7").await? == "4", "the row that was held");
+    Ok(())
+}
+
+async fn inserts_faster_than_the_sweep(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(ARTICLE).await?;
+    session.run("insert into article (headline, content) select 'h', g::text from generate_series(1, 3000) g").await?;
+    session
+        .run(
+            "select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}', batch_size => 100)",
+        )
+        .await?;
+    let (stop, inserted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(0)));
+    let (writer, stopped, count) = (database.connect_as("postgres", "writer").await?, stop.clone(), inserted.clone());
+    let writing = tokio::spawn(async move {
+        while !stopped.load(Ordering::Relaxed) {
+            writer
+                .run("insert into article (headline, content) select 'n', g::text from generate_series(1, 500) g")
+                .await?;
+            count.fetch_add(500, Ordering::Relaxed);
+        }
+        Ok::<(), anyhow::Error>(())
+    });
+    let mut worker = Worker::new(&database, "article", "w").await?;
+    let mut before = 0;
+    // Each step of the sweep is slower than what is inserted meanwhile.
+    let step = loop {
+        let step = worker.step().await?;
+        if step.done || step.state == "verifying" {
+            break step;
+        }
+        let deadline = Instant::now() + change::PATIENCE;
+        while inserted.load(Ordering::Relaxed) < before + 500 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        before = inserted.load(Ordering::Relaxed);
+    };
+    stop.store(true, Ordering::Relaxed);
+    writing.await??;
+    ensure!(inserted.load(Ordering::Relaxed) > 3000, "hardly anything was inserted: {step:?}");
+    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "article").await?);
+    ensure!(
+        session.number("select count(*) from article where size is distinct from length(content)").await? == 0,
+        "rows are wrong"
+    );
+    Ok(())
+}
+
+async fn what_happens_to_the_table_meanwhile(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(ARTICLE).await?;
+    session.run("insert into article (headline, content) select 'h', g::text from generate_series(1, 3000) g").await?;
+    session
+        .run(
+            "select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}', batch_size => 300)",
+        )
+        .await?;
+    let mut worker = Worker::new(&database, "article", "w").await?;
+    let doings = [
+        "vacuum full article",
+        "alter table article add column late int",
+        "alter table article alter column headline set statistics 500",
+        "cluster article using article_pkey",
+        "alter table article drop column late",
+        "alter table article rename to articles; alter table articles rename to article",
+        "alter table article replica identity full",
+    ];
+    for doing in doings {
+        worker.until(|step| step.rows > 0 || step.done).await?;
+        session.run(doing).await.with_context(|| doing.to_owned())?;
+    }
+    let settings =
+        "set statement_timeout = '5s'; set lock_timeout = '1s'; set idle_in_transaction_session_timeout = '5s'";
+    worker.session().run(settings).await?;
+    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "article").await?);
+    ensure!(
+        session.number("select count(*) from article where size is distinct from length(content)").await? == 0,
+        "rows are wrong"
+    );
+    // Emptied and filled again.
+    session.run("truncate article; insert into article (headline, content) select 'h', g::text from generate_series(1, 100) g").await?;
+    ensure!(
+        session.number("select count(*) from article where size is distinct from length(content)").await? == 0,
+        "new rows are wrong"
+    );
+    // A column that an upgrade needs goes: nobody's writes fail, and it is told.
+    session.run("alter table article rename column content to body").await?;
+    ensure!(session.run("insert into article (headline, body) values ('x', 'yyy')").await? == 1, "an insert failed");
+    let refusal = session.refusal("begin; call migrator.run_upgrades('article')").await?;
+    ensure!(refusal.code == "2D000" || refusal.code == "25001", "{refusal}");
+    session.run("rollback").await?;
+    let refusal = session.refusal("begin; select * from migrator.step('article')").await;
+    session.run("rollback").await?;
+    ensure!(refusal?.code == "25001", "a step inside BEGIN");
+    session.run("alter table article rename column body to content").await?;
+    session.run("select migrator.verify_upgrades('article')").await?;
+    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "article").await?);
+    ensure!(
+        session.number("select count(*) from article where size is distinct from length(content)").await? == 0,
+        "rows are wrong"
+    );
+    Ok(())
+}
+
+async fn triggers_and_row_security(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create role writer_of_rows; create role owner_of_rows; grant create, usage on schema public to owner_of_rows;
+             set role owner_of_rows;
+             create table rows_of_all (id int primary key, tenant int not null, v text, w int, touched int not null default 0);
+             insert into rows_of_all select g, g % 2, g::text from generate_series(1, 1000) g;
+             alter table rows_of_all enable row level security;
+             create policy mine on rows_of_all using (tenant = 1) with check (tenant = 1);
+             grant all on rows_of_all to writer_of_rows;
+             create function touch() returns trigger language plpgsql as 'begin new.touched := old.touched + 1; return new; end';
+             create trigger touch before update on rows_of_all for each row execute function touch();
+             create function swallow() returns trigger language plpgsql as 'begin if old.id = 500 then return null; end if; return new; end';
+             create trigger swallow before update on rows_of_all for each row execute function swallow();
+             reset role",
+        )
+        .await?;
+    session.run("select migrator.register_upgrade('rows_of_all', 'w', '{\"w\": \"length(v)\"}')").await?;
+    let mut worker = Worker::new(&database, "rows_of_all", "w").await?;
+    let step = worker.run().await?;
+    ensure!(step.state == "waiting" && step.reason.starts_with("1 row(s)"), "{step:?}");
+    let told = session.row("select key ->> 'id', message from migrator.upgrade_failure").await?;
+    ensure!(told[0] == "500" && told[1].contains("trigger"), "{told:?}");
+    let done = session
+        .row("select count(*) filter (where w = length(v)), count(*) filter (where touched = 1) from rows_of_all")
+        .await?;
+    ensure!(done == ["999", "999"], "rows of all tenants are done, and other triggers fire once: {done:?}");
+    // Whoever reads and writes sees and touches what the policy lets him, upgraded or not.
+    session.run("set role writer_of_rows").await?;
+    let seen = session.row("select count(*), count(w) from rows_of_all__current").await?;
+    ensure!(seen == ["500", "500"], "{seen:?}");
+    session.run("update rows_of_all set v = 'four' where id = 1").await?;
+    ensure!(
+        session.value("select w from rows_of_all where id = 1").await? == "4",
+        "derived for a writer with few rights"
+    );
+    session.run("reset role").await?;
+    session.run("drop owned by writer_of_rows; drop role writer_of_rows").await?;
+    session.run("drop table rows_of_all cascade; drop owned by owner_of_rows cascade; drop role owner_of_rows").await?;
+    Ok(())
+}
+
+async fn partitions_with_rows_moving(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table parted (id int, part int, v text, w int, primary key (id, part)) partition by list (part);
+             create table parted_1 partition of parted for values in (1);
+             create table parted_2 (w int, v text, part int not null, id int not null);
+             alter table parted attach partition parted_2 for values in (2);
+             insert into parted select g, 1 + g % 2, g::text from generate_series(1, 3000) g",
+        )
+        .await?;
+    session.run("select migrator.register_upgrade('parted', 'w', '{\"w\": \"length(v)\"}', batch_size => 200)").await?;
+    let mut worker = Worker::new(&database, "parted", "w").await?;
+    worker.until(|step| step.rows > 0).await?;
+    // Rows move behind and before the sweep, with and without their names.
+    session.run("update parted set part = 3 - part where id % 3 = 0").await?;
+    session.run("set session_replication_role = replica; update parted set v = v || '0' where id % 5 = 0; reset session_replication_role").await?;
+    session
+        .run("create table parted_3 partition of parted for values in (3); insert into parted values (5000, 3, 'abc')")
+        .await?;
+    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "parted").await?);
+    let wrong = session
+        .number("select count(*) from parted where w is distinct from length(v) or applied_upgrades <> '{w}'")
+        .await?;
+    ensure!(wrong == 0, "{wrong} rows are wrong");
+    ensure!(session.number("select count(*) from parted__current").await? == 3001, "the view misses rows");
+    Ok(())
+}
+
+/// A name means nothing at once, goes with writes and batches, and cannot be used again before it is gone.
+async fn retired_names(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(ARTICLE).await?;
+    session.run("insert into article (headline, content) select 'h', g::text from generate_series(1, 3000) g").await?;
+    for name in ["size", "summary"] {
+        let expression = if name == "size" { "length(content)" } else { "content" };
+        session.run(&format!("select migrator.register_upgrade('article', '{name}', '{{\"{name}\": \"{expression}\"}}', cleanup_batch_size => 500)")).await?;
+    }
+    let refusal = session.refusal("select migrator.retire_upgrade('article', 'size')").await?;
+    ensure!(refusal.code == "55000" && refusal.to_string().contains("not complete"), "{refusal}");
+    let mut worker = Worker::new(&database, "article", "w").await?;
+    worker.run().await?;
+    ensure!(
+        session.value("select migrator.retire_upgrade('article', 'size')").await? == "in batches",
+        "not in batches"
+    );
+    let refusal =
+        session.refusal("select migrator.register_upgrade('article', 'size', '{\"n\": \"length(headline)\"}')").await?;
+    ensure!(refusal.code == "42710", "{refusal}");
+    worker.until(|step| step.rows > 0).await?;
+    // An old application writes the name again, behind and before the cleanup.
+    session.run("update article set applied_upgrades = '{size,summary}' where id in (1, 2999)").await?;
+    ensure!(
+        session.value("select applied_upgrades from article where id = 1").await? == "{summary}",
+        "the name came back"
+    );
+    worker.run().await?;
+    ensure!(
+        session.number("select count(*) from article where applied_upgrades <> '{summary}'").await? == 0,
+        "names are left"
+    );
+    ensure!(states(&session, "article").await? == "summary=complete", "{}", states(&session, "article").await?);
+    // Now the name is free; the last live one goes without a row being written.
+    session.run("select migrator.register_upgrade('article', 'size', '{\"n\": \"length(headline)\"}')").await?;
+    worker.run().await?;
+    ensure!(
+        session.number("select count(*) from article where n <> 1").await? == 0,
+        "the name did not mean the new upgrade"
+    );
+    session.value("select migrator.retire_upgrade('article', 'size')").await?;
+    let before = session
+        .value("select pg_relation_filenode('article') || ' ' || (select max(xmin::text::bigint) from article)")
+        .await?;
+    ensure!(session.value("select migrator.retire_upgrade('article', 'summary')").await? == "at once", "not at once");
+    let after = session
+        .value("select pg_relation_filenode('article') || ' ' || (select max(xmin::text::bigint) from article)")
+        .await?;
+    ensure!(before == after, "rows were written: {before}, {after}");
+    ensure!(
+        session.number("select count(*) from article where applied_upgrades <> '{}'").await? == 0,
+        "names are left"
+    );
+    ensure!(
+        session.number("select count(*) from article__current where pending_upgrades <> '{}'").await? == 0,
+        "the view"
+    );
+    Ok(())
+}
+
+async fn rows_of_five_megabytes(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run("create table big (id int primary key, v text, w int); alter table big alter v set storage external")
+        .await?;
+    session
+        .run("insert into big select g, repeat(g::text, 5000000 / length(g::text)) from generate_series(1, 12) g")
+        .await?;
+    session.run("select migrator.register_upgrade('big', 'w', '{\"w\": \"length(v)\"}')").await?;
+    let before = session.value("select pg_current_wal_insert_lsn()").await?;
+    let mut worker = Worker::new(&database, "big", "w").await?;
+    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "big").await?);
+    ensure!(session.number("select count(*) from big where w < 4999998 or w is null").await? == 0, "rows are wrong");
+    // What the upgrade does not touch is not written again.
+    let wal =
+        session.number(&format!("select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{before}')::bigint")).await?;
+    ensure!(wal < 5_000_000, "{wal} bytes of WAL for twelve numbers");
+    Ok(())
+}
