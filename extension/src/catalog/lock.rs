@@ -5,6 +5,7 @@ use migrator_core::deadline::Deadline;
 use migrator_core::failure::{Failure, code};
 use pgrx::pg_sys;
 use serde::Deserialize;
+use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
 /// How a step holds its change.
@@ -31,7 +32,13 @@ pub fn change(id: i64, hold: Hold) {
 
 /// Marks this transaction as one that waits for the change: it conflicts with nothing, and shows in pg_locks.
 pub fn watch(id: i64) {
-    acquire(id, pg_sys::AccessShareLock, false);
+    acquire(c"change", id, pg_sys::AccessShareLock, false);
+}
+
+/// Marks this transaction as one that upgrades rows of a table: any number may, and whoever watches the load tells them from
+/// applications by it.
+pub fn upgrading(table: u32) {
+    acquire(c"upgraded", i64::from(table), pg_sys::ShareLock, false);
 }
 
 fn acquire_change(id: i64, hold: Hold, dont_wait: bool) -> bool {
@@ -39,11 +46,12 @@ fn acquire_change(id: i64, hold: Hold, dont_wait: bool) -> bool {
         Hold::Shared => pg_sys::ShareLock,
         Hold::Alone => pg_sys::ExclusiveLock,
     };
-    acquire(id, mode, dont_wait)
+    acquire(c"change", id, mode, dont_wait)
 }
 
-fn acquire(id: i64, mode: u32, dont_wait: bool) -> bool {
-    let class = change_table();
+/// An object lock on (class of a table of ours, number).
+fn acquire(class: &CStr, id: i64, mode: u32, dont_wait: bool) -> bool {
+    let class = own_table(class);
     // SAFETY: a LOCKTAG_OBJECT as SET_LOCKTAG_OBJECT (storage/lock.h) fills it; LockAcquire takes it by pointer for the call.
     unsafe {
         let tag = pg_sys::LOCKTAG {
@@ -59,11 +67,11 @@ fn acquire(id: i64, mode: u32, dont_wait: bool) -> bool {
     }
 }
 
-fn change_table() -> pg_sys::Oid {
+fn own_table(name: &CStr) -> pg_sys::Oid {
     // SAFETY: name look-ups by constant strings; 0 where missing.
     unsafe {
         let schema = pg_sys::get_namespace_oid(c"migrator".as_ptr(), false);
-        pg_sys::get_relname_relid(c"change".as_ptr(), schema)
+        pg_sys::get_relname_relid(name.as_ptr(), schema)
     }
 }
 

@@ -6,7 +6,7 @@ use super::sweep::{self, Chunk, Kind, Progress};
 use super::table::Upgraded;
 use super::{complete, retire, rewrite};
 use crate::catalog::cost::Meter;
-use crate::catalog::spi;
+use crate::catalog::{lock, spi};
 use crate::crash;
 use crate::engine::{guard, load};
 use migrator_core::batch::{self, Aim, Pace};
@@ -174,6 +174,7 @@ fn work(table: &Upgraded, kind: Kind, worker: &str, factor: i32) -> Result<Step,
     let Some(chunk) = sweep::claim(table, worker, lease_ms)? else {
         return nothing_to_claim(table, kind, lease_ms);
     };
+    lock::upgrading(table.relation.oid);
     crash::point("step.claimed");
     let definition = table.definition()?;
     let keyset = Keyset::of(table)?;
