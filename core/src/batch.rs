@@ -43,22 +43,26 @@ impl Aim {
     /// The size of the batch after one of `size`, of which `done` was there to do, where `ratio` times as much would have
     /// been right.
     ///
-    /// A batch that was cut short, by the end of its chunk or because it had to go slow, takes no longer than a whole one:
-    /// it may shrink the next, but not let it grow.
+    /// A batch that was cut short, because it had to go slow or by the end of its chunk, shrinks the next where even the part
+    /// took too long. The next grows where that part's speed would let a whole one be larger: work that goes slow from its
+    /// beginning has to come to its pace too. Of a small part the speed says nothing.
     fn step(&self, size: i32, done: i32, ratio: f64) -> i32 {
         let size = size.max(1);
         let done = done.clamp(1, size);
-        let ratio = ratio.clamp(0.25, 2.0);
+        let part = f64::from(done) / f64::from(size);
         let next = if ratio < 1.0 {
-            f64::from(done) * ratio
-        } else if done > size / 2 {
-            f64::from(size) * ratio
+            f64::from(done) * ratio.max(0.25)
+        } else if part >= SMALL_PART {
+            f64::from(size) * (ratio * part).clamp(1.0, 2.0)
         } else {
             f64::from(size)
         };
         (next as i32).clamp(1, self.most)
     }
 }
+
+/// A part of a batch below which its speed says nothing of the whole.
+const SMALL_PART: f64 = 0.125;
 
 /// The part of a batch that is done when work goes at one `factor`th of its speed: never nothing.
 pub fn divided(size: i32, factor: i32) -> i32 {
@@ -68,6 +72,12 @@ pub fn divided(size: i32, factor: i32) -> i32 {
 /// How long to rest after a divided batch, so that work fills one `factor`th of the time.
 pub fn rest(factor: i32) -> Duration {
     TARGET - TARGET / u32::try_from(factor).unwrap_or(1).max(1)
+}
+
+/// The same after a step of any length: an index build is not followed by a rest of hours.
+pub fn rest_after(factor: i32, took: Duration) -> Duration {
+    let rest = took * u32::try_from(factor - 1).unwrap_or(0);
+    rest.min(Duration::from_secs(1))
 }
 
 /// A batch that was done.
@@ -138,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_was_cut_short_shrinks_the_next_and_lets_none_grow() {
+    fn a_small_part_of_a_batch_shrinks_the_next_and_lets_none_grow() {
         let aim = COMPARE_ROWS;
         assert_eq!(aim.next(1000, 100, Duration::from_millis(1)), 1000);
         assert_eq!(aim.next(1000, 100, Duration::from_secs(2)), 50);
@@ -216,6 +226,24 @@ mod tests {
         assert_eq!(divided(100, 0), 100);
         assert_eq!(rest(4), TARGET * 3 / 4);
         assert_eq!(rest(1), Duration::ZERO);
+        assert_eq!(rest_after(4, TARGET / 4), rest(4));
+        assert_eq!(rest_after(4, Duration::from_millis(250)), Duration::from_millis(750));
+        assert_eq!(rest_after(2, Duration::from_secs(3600)), Duration::from_secs(1));
+        assert_eq!(rest_after(1, Duration::from_secs(3600)), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_goes_slow_from_its_beginning_comes_to_its_pace_too() {
+        let pace = run(Pace::of(10), 60, 4, Duration::from_micros(100), Duration::from_millis(5), 100);
+        assert!((1500..2000).contains(&pace.size), "a quarter of it and the commit take 50 ms: {pace:?}");
+        let distant = run(Pace::of(100), 60, 4, Duration::from_micros(100), Duration::from_millis(150), 100);
+        assert_eq!(distant.size, 100, "where the commit alone takes longer, nothing is known, and nothing shrinks");
+        let (mut size, row) = (500, Duration::from_micros(20));
+        for _ in 0..20 {
+            let done = divided(size, 4);
+            size = COMPARE_ROWS.next(size, done, row * u32::try_from(done).unwrap());
+        }
+        assert!(size > 45_000, "{size} rows");
     }
 
     #[test]

@@ -210,10 +210,7 @@ async fn sessions_and_disks_and_a_query_of_one_s_own(server: Server) -> Result<(
     loop {
         let advance = watched.look_unshared().await?;
         if advance.reason.contains("wait for a lock of ours") {
-            ensure!(
-                advance.wait >= Duration::from_millis(100),
-                "a quarter of the speed, and three quarters rest: {advance:?}"
-            );
+            ensure!(!advance.wait.is_zero(), "who drives it has to rest: {advance:?}");
             break;
         }
         ensure!(Instant::now() < deadline, "nobody hears of who waits; last: {advance:?}");

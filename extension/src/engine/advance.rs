@@ -14,6 +14,7 @@ use migrator_core::load::Verdict;
 use migrator_core::state::State;
 use serde::Deserialize;
 use serde_json::json;
+use std::time::Instant;
 
 /// What one call did and what its caller does next.
 #[derive(Debug, Clone, Default)]
@@ -123,6 +124,7 @@ fn next(change: Change) -> Result<Advanced, Failure> {
         }
     }
     let factor = slow.as_ref().map_or(1, |(factor, _)| *factor);
+    let begun = Instant::now();
     let mut done = match change.state {
         State::Created => alone(&change, |change| {
             change.state = sync::start(change.clone())?;
@@ -141,7 +143,7 @@ fn next(change: Change) -> Result<Advanced, Failure> {
         State::Finished | State::Cancelled => step(&change, "idle", 0),
     }?;
     if let Some((factor, reason)) = slow {
-        done.wait_ms = done.wait_ms.max(load::rest_ms(factor));
+        done.wait_ms = done.wait_ms.max(load::rest_ms_after(factor, begun.elapsed()));
         done.reason.get_or_insert(reason);
     }
     Ok(done)

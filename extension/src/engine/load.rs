@@ -140,6 +140,11 @@ pub fn rest_ms(factor: i32) -> i32 {
     i32::try_from(batch::rest(factor).as_millis()).unwrap_or(i32::MAX)
 }
 
+/// The same after a step of another kind, which took so long.
+pub fn rest_ms_after(factor: i32, took: Duration) -> i32 {
+    i32::try_from(batch::rest_after(factor, took).as_millis()).unwrap_or(i32::MAX).max(1)
+}
+
 /// Shows in `status` why a change stands still, or that it goes on. Whether that was news: then the change's row is held until
 /// the end of the transaction.
 pub fn note(change: &Change, reason: Option<&str>) -> Result<bool, Failure> {
