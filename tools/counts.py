@@ -58,3 +58,11 @@ def of_pg_regress(text: str) -> Counts:
         elif re.match(r"not ok \d+", line) or re.search(r" \.\.\. FAILED\b", line):
             counts.failed += 1
     return counts
+
+
+def of_node(text: str) -> Counts:
+    """`node --test`: its closing lines."""
+    return Counts(
+        passed=sum(map(int, re.findall(r"^. pass (\d+)$", text, re.M))),
+        failed=sum(map(int, re.findall(r"^. fail (\d+)$", text, re.M))),
+    )
