@@ -53,15 +53,27 @@ impl Table<'_> {
         )
     }
 
+    /// Keys named one by one ($1, a jsonb array of arrays of texts) in their order: `key`.
+    #[must_use]
+    pub fn sorted(&self) -> String {
+        format!(
+            "select {} as key from (select {} from pg_catalog.jsonb_array_elements($1) j) l order by {}",
+            texts(self.key),
+            self.named_in("j"),
+            order(self.key, "<")
+        )
+    }
+
     /// Of keys named one by one ($1, a jsonb array of arrays of texts) those that there are: place `n`, from 1, whether the row
     /// `fits`, has the name (`has`) and all `earlier` ones, and where it fits the `row`, as JSON, and the `image` of the upgrade's inputs.
     #[must_use]
     pub fn in_hand(&self, wanted: &Wanted<'_>) -> String {
         let fits = wanted.fits();
         format!(
-            "select k.n, {fits} as fits, {has} as has, {earlier} as earlier, case when {fits} then pg_catalog.to_jsonb(l)::pg_catalog.text end as row, \
+            "select k.{n} as n, {fits} as fits, {has} as has, {earlier} as earlier, case when {fits} then pg_catalog.to_jsonb(l)::pg_catalog.text end as row, \
                case when {fits} then {image} end as image \
-             from {table} l, (select {keys}, j.n from pg_catalog.jsonb_array_elements($1) with ordinality as j (value, n)) k where {same}",
+             from {table} l, (select {keys}, j.n as {n} from pg_catalog.jsonb_array_elements($1) with ordinality as j (value, n)) k where {same}",
+            n = self.beside("n"),
             has = wanted.has(),
             earlier = wanted.earlier(),
             image = image(&wanted.upgrade.inputs),
@@ -75,9 +87,10 @@ impl Table<'_> {
     #[must_use]
     pub fn lock(&self, wanted: &Wanted<'_>) -> String {
         format!(
-            "select k.n, {has} as has, {earlier} as earlier, {image} as image \
-             from {table} l, (select {keys}, j.n from pg_catalog.jsonb_array_elements($1) with ordinality as j (value, n)) k \
+            "select k.{n} as n, {has} as has, {earlier} as earlier, {image} as image \
+             from {table} l, (select {keys}, j.n as {n} from pg_catalog.jsonb_array_elements($1) with ordinality as j (value, n)) k \
              where {same} for no key update of l skip locked",
+            n = self.beside("n"),
             has = wanted.has(),
             earlier = wanted.earlier(),
             image = image(&wanted.upgrade.inputs),
@@ -91,8 +104,9 @@ impl Table<'_> {
     #[must_use]
     pub fn as_it_is(&self) -> String {
         format!(
-            "select k.n, pg_catalog.to_jsonb(l)::pg_catalog.text as row \
-             from {table} l, (select {keys}, j.n from pg_catalog.jsonb_array_elements($1) with ordinality as j (value, n)) k where {same}",
+            "select k.{n} as n, pg_catalog.to_jsonb(l)::pg_catalog.text as row \
+             from {table} l, (select {keys}, j.n as {n} from pg_catalog.jsonb_array_elements($1) with ordinality as j (value, n)) k where {same}",
+            n = self.beside("n"),
             table = self.name,
             keys = self.named_in("j"),
             same = self.same(),
@@ -104,6 +118,7 @@ impl Table<'_> {
     /// now, and `without`, those that were written and have not.
     #[must_use]
     pub fn write_back(&self, upgrade: &Upgrade, columns: &[Ident]) -> String {
+        let (place, values_given) = (self.beside("place"), self.beside("given"));
         let given = if columns.is_empty() {
             String::new()
         } else {
@@ -111,16 +126,16 @@ impl Table<'_> {
             let values: Vec<String> = columns.iter().map(|column| format!("r.{column}")).collect();
             // Over the row itself: what is not given stays. Conversions are those of jsonb_populate_record().
             format!(
-                "({}) = (select {} from pg_catalog.jsonb_populate_record(l, k.\"given values\") r), ",
+                "({}) = (select {} from pg_catalog.jsonb_populate_record(l, k.{values_given}) r), ",
                 names.join(", "),
                 values.join(", ")
             )
         };
         format!(
-            "with k as materialized (select {keys}, j.n::pg_catalog.int4 - 1 as \"given place\", \
-                 case pg_catalog.jsonb_typeof(j.value -> 'values') when 'object' then j.value -> 'values' else '{{}}' end as \"given values\" \
+            "with k as materialized (select {keys}, j.n::pg_catalog.int4 - 1 as {place}, \
+                 case pg_catalog.jsonb_typeof(j.value -> 'values') when 'object' then j.value -> 'values' else '{{}}' end as {values_given} \
                from pg_catalog.jsonb_array_elements($2::pg_catalog.jsonb) with ordinality as j (value, n) where j.n - 1 = any ($1::pg_catalog.int4[])), \
-             written as (update {table} l set {given}{column} = {marked} from k where {same} returning k.\"given place\" as n, {has} as has) \
+             written as (update {table} l set {given}{column} = {marked} from k where {same} returning k.{place} as n, {has} as has) \
              select pg_catalog.jsonb_build_object('n', coalesce(pg_catalog.jsonb_agg(x.n) filter (where x.has), '[]'), \
                'without', coalesce(pg_catalog.jsonb_agg(x.n) filter (where not x.has), '[]')) from written x",
             keys =
@@ -151,9 +166,10 @@ impl Table<'_> {
     #[must_use]
     pub fn mark(&self, upgrade: &Upgrade) -> String {
         format!(
-            "with k as materialized (select {keys}, j.n from pg_catalog.jsonb_array_elements($1) with ordinality as j (value, n)), \
-             written as (update {table} l set {column} = {marked} from k where {same} returning k.n, {has} as has) \
+            "with k as materialized (select {keys}, j.n as {n} from pg_catalog.jsonb_array_elements($1) with ordinality as j (value, n)), \
+             written as (update {table} l set {column} = {marked} from k where {same} returning k.{n} as n, {has} as has) \
              select pg_catalog.jsonb_build_object('n', coalesce(pg_catalog.jsonb_agg(x.n) filter (where x.has), '[]')) from written x",
+            n = self.beside("n"),
             keys = self.named_in("j"),
             table = self.name,
             column = Ident::from(COLUMN),
@@ -161,6 +177,15 @@ impl Table<'_> {
             same = self.same(),
             has = all_marked([upgrade]),
         )
+    }
+
+    /// A name like this one that no column of the key has.
+    fn beside(&self, name: &str) -> Ident {
+        let mut name = Ident::from(name);
+        while self.key.iter().any(|column| column.name == name) {
+            name.0.push('_');
+        }
+        name
     }
 
     /// The columns of the key, and their values in an object `key` of `j`.

@@ -74,9 +74,20 @@ impl<'a> Keyset<'a> {
         sql: &str,
         args: &[DatumWithOid<'_>],
     ) -> Result<T, Failure> {
+        self.write_within("1s", settings, sql, args)
+    }
+
+    /// The same, with so much time for each lock.
+    pub fn write_within<T: DeserializeOwned>(
+        &self,
+        lock_timeout: &str,
+        settings: &[(String, String)],
+        sql: &str,
+        args: &[DatumWithOid<'_>],
+    ) -> Result<T, Failure> {
         self.checked_at_once(|| {
             self.table.as_owner(settings, || {
-                role::with_settings(&[("lock_timeout", "1s")], || {
+                role::with_settings(&[("lock_timeout", lock_timeout)], || {
                     role::with_settings(&BY_INDEX, || spi::fetch_one(sql, args))
                 })
             })

@@ -7,9 +7,12 @@ use crate::catalog::{role, spi};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::plain;
 use pgrx::JsonB;
+use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 
 /// How far rows were handed out.
 #[derive(Debug, Deserialize)]
@@ -45,6 +48,23 @@ pub struct Taken {
     pub image: i64,
     pub marked: bool,
 }
+
+/// Leases come and go faster than they are counted: plans that do not read all of them, whatever the statistics say.
+const BY_INDEX: [(&str, &str); 4] =
+    [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off"), ("enable_bitmapscan", "off")];
+
+fn fetch<T: DeserializeOwned>(sql: &str, args: &[DatumWithOid<'_>]) -> Result<Vec<T>, Failure> {
+    role::with_settings(&BY_INDEX, || spi::fetch(sql, args))
+}
+
+fn execute(sql: &str, args: &[DatumWithOid<'_>]) -> Result<u64, Failure> {
+    role::with_settings(&BY_INDEX, || spi::execute(sql, args))
+}
+
+/// The lease of a row `g`, held until the end of the transaction; none where somebody else holds it.
+const LOCKED: &str = "select o.* from migrator.upgrade_lease o where o.relation = $1 and o.upgrade = $2 and o.key = g.key for update skip locked";
+/// Whether a row `g` has a lease. The limit keeps the planner from reading all leases into a hash table instead.
+const THERE: &str = "select true as there from migrator.upgrade_lease o where o.relation = $1 and o.upgrade = $2 and o.key = g.key limit 1";
 
 /// How long it is remembered that what came back was written, for one who lost the answer and asks again.
 const REMEMBERED: &str = "interval '5 minutes'";
@@ -131,13 +151,18 @@ impl Desk<'_> {
 
     /// Forgets leases that ended well some time ago, a bounded number; returns how many.
     pub(super) fn forget(&self) -> Result<i64, Failure> {
+        #[derive(Deserialize)]
+        struct Old {
+            key: Value,
+        }
         let sql = format!(
-            "delete from migrator.upgrade_lease l where l.relation = $1 and l.upgrade = $2 and l.applied and l.key in ( \
-               select o.key from migrator.upgrade_lease o where o.upgrade = $2 and o.applied and o.until < pg_catalog.clock_timestamp() - {REMEMBERED} \
-               order by o.until limit 5000 for update skip locked)"
+            "select l.key from migrator.upgrade_lease l where l.upgrade = $1 and l.applied and l.until < (select pg_catalog.clock_timestamp()) - {REMEMBERED} \
+             order by l.until limit 5000 for update skip locked"
         );
-        let rows = spi::execute(&sql, &[self.relation().into(), self.upgrade.id.into()])?;
-        Ok(i64::try_from(rows).unwrap_or(i64::MAX))
+        let old: Vec<Old> = fetch(&sql, &[self.upgrade.id.into()])?;
+        let keys: Vec<Value> = old.into_iter().map(|old| old.key).collect();
+        self.drop(&keys)?;
+        Ok(i64::try_from(keys.len()).unwrap_or(i64::MAX))
     }
 
     /// Rows to begin with, wherever the cursor is: their lease ran out, or they failed some time ago.
@@ -146,15 +171,24 @@ impl Desk<'_> {
         struct Due {
             key: Value,
         }
+        #[derive(Deserialize)]
+        struct Sorted {
+            key: Key,
+        }
         let sql = format!(
             "select d.key from (select l.key, l.until as since from migrator.upgrade_lease l \
-                 where l.relation = $1 and l.upgrade = $2 and not l.applied and l.until <= pg_catalog.clock_timestamp() \
+                 where l.upgrade = $2 and not l.applied and l.until <= (select pg_catalog.clock_timestamp()) \
                union select f.key, f.seen_at from migrator.upgrade_failure f where f.relation = $1 and f.upgrade = $2 and not {}) d \
              group by d.key order by min(d.since), d.key limit $3",
             rests("f")
         );
-        let due: Vec<Due> = spi::fetch(&sql, &[self.relation().into(), self.upgrade.id.into(), limit.into()])?;
-        Ok(due.into_iter().map(|due| self.key(&due.key)).collect())
+        let due: Vec<Due> = fetch(&sql, &[self.relation().into(), self.upgrade.id.into(), limit.into()])?;
+        if due.is_empty() {
+            return Ok(vec![]);
+        }
+        let keys: Vec<Key> = due.into_iter().map(|due| self.key(&due.key)).collect();
+        let sorted: Vec<Sorted> = self.keyset.query(&self.keyset.table().sorted(), &[JsonB(json!(keys)).into()])?;
+        Ok(sorted.into_iter().map(|sorted| sorted.key).collect())
     }
 
     /// Which of these rows nobody has in hand, in order. Their old leases are held until the end of the transaction.
@@ -162,16 +196,14 @@ impl Desk<'_> {
         let names: Vec<Value> = keys.iter().map(|key| self.name(key)).collect();
         let rests = if applied { "false".to_owned() } else { rests("f") };
         let sql = format!(
-            "with given as materialized (select g.key, g.n - 1 as n from pg_catalog.jsonb_array_elements($3) with ordinality g (key, n)), \
-             locked as materialized (select l.key, l.applied, l.until from migrator.upgrade_lease l join given g on g.key = l.key \
-               where l.relation = $1 and l.upgrade = $2 for update of l skip locked) \
-             select pg_catalog.jsonb_build_object('n', g.n, 'again', coalesce(l.applied, false)) from given g left join locked l on l.key = g.key \
-             where case when l.key is not null then l.applied or l.until <= pg_catalog.clock_timestamp() \
-                   else not exists (select from migrator.upgrade_lease o where o.relation = $1 and o.upgrade = $2 and o.key = g.key) end \
-               and not exists (select from migrator.upgrade_failure f where f.relation = $1 and f.upgrade = $2 and f.key = g.key and {rests}) \
+            "select g.n - 1 as n, coalesce(l.applied, false) as again from pg_catalog.jsonb_array_elements($3) with ordinality g (key, n) \
+             left join lateral ({LOCKED}) l on true left join lateral ({THERE}) t on true \
+             left join lateral (select true as rests from migrator.upgrade_failure f \
+               where f.relation = $1 and f.upgrade = $2 and f.key = g.key and {rests} limit 1) r on true \
+             where r.rests is null and case when l.key is not null then l.applied or l.until <= pg_catalog.clock_timestamp() else t.there is null end \
              order by g.n"
         );
-        spi::fetch(&sql, &[self.relation().into(), self.upgrade.id.into(), JsonB(json!(names)).into()])
+        fetch(&sql, &[self.relation().into(), self.upgrade.id.into(), JsonB(json!(names)).into()])
     }
 
     /// Lends rows out; the tokens, in their order.
@@ -183,41 +215,40 @@ impl Desk<'_> {
     ) -> Result<Vec<String>, Failure> {
         #[derive(Deserialize)]
         struct Lent {
-            n: usize,
+            key: Value,
             token: String,
         }
-        let given: Vec<Value> = (0..)
-            .zip(rows)
-            .map(|(n, (key, image)): (usize, _)| json!({"n": n, "key": self.name(key), "image": image}))
-            .collect();
-        let mut lent: Vec<Lent> = spi::fetch(
-            "with given as materialized (select g.* from pg_catalog.jsonb_to_recordset($3) as g (n int, key jsonb, image bigint)), \
-             lent as (insert into migrator.upgrade_lease as l (relation, upgrade, key, image, until, marked) \
-               select $1, $2, g.key, g.image, $4, $5 from given g \
+        let names: Vec<Value> = rows.iter().map(|(key, _)| self.name(key)).collect();
+        let given: Vec<Value> =
+            names.iter().zip(rows).map(|(name, (_, image))| json!({"key": name, "image": image})).collect();
+        let lent: Vec<Lent> = fetch(
+            "with lent as (insert into migrator.upgrade_lease as l (relation, upgrade, key, image, until, marked) \
+               select $1, $2, g.key, g.image, $4, $5 from pg_catalog.jsonb_to_recordset($3) as g (key jsonb, image bigint) \
                on conflict (relation, upgrade, key) do update set token = pg_catalog.gen_random_uuid(), image = excluded.image, \
                  until = excluded.until, marked = excluded.marked, applied = false \
                returning l.key, l.token) \
-             select pg_catalog.jsonb_build_object('n', g.n, 'token', t.token) from lent t join given g on g.key = t.key",
+             select pg_catalog.to_jsonb(t) from lent t",
             &[self.relation().into(), self.upgrade.id.into(), JsonB(json!(given)).into(), until.into(), marked.into()],
         )?;
-        lent.sort_by_key(|lent| lent.n);
-        Ok(lent.into_iter().map(|lent| lent.token).collect())
+        let tokens: HashMap<String, String> = lent.into_iter().map(|lent| (lent.key.to_string(), lent.token)).collect();
+        names
+            .iter()
+            .map(|name| tokens.get(&name.to_string()).cloned())
+            .collect::<Option<_>>()
+            .ok_or_else(|| Failure::new(code::INTERNAL, "a lease that was just made is not there"))
     }
 
     /// What these tokens are worth. Leases that are there are held until the end of the transaction.
     pub(super) fn take(&self, given: &[(usize, &Key, &str)]) -> Result<Vec<Taken>, Failure> {
         let given: Vec<Value> =
             given.iter().map(|(n, key, token)| json!({"n": n, "key": self.name(key), "token": token})).collect();
-        spi::fetch(
-            "with given as materialized (select g.* from pg_catalog.jsonb_to_recordset($3) as g (n int, key jsonb, token uuid)), \
-             locked as materialized (select l.* from migrator.upgrade_lease l join given g on g.key = l.key \
-               where l.relation = $1 and l.upgrade = $2 for update of l skip locked) \
-             select pg_catalog.jsonb_build_object('n', g.n, 'locked', l.key is not null, 'ours', coalesce(l.token = g.token, false), \
-               'applied', coalesce(l.applied, false), 'image', coalesce(l.image, 0), 'marked', coalesce(l.marked, false), \
-               'there', l.key is not null or exists (select from migrator.upgrade_lease o where o.relation = $1 and o.upgrade = $2 and o.key = g.key)) \
-             from given g left join locked l on l.key = g.key",
-            &[self.relation().into(), self.upgrade.id.into(), JsonB(json!(given)).into()],
-        )
+        let sql = format!(
+            "select g.n, l.key is not null as locked, coalesce(l.token = g.token, false) as ours, coalesce(l.applied, false) as applied, \
+               coalesce(l.image, 0) as image, coalesce(l.marked, false) as marked, l.key is not null or t.there is not null as there \
+             from pg_catalog.jsonb_to_recordset($3) as g (n int, key jsonb, token uuid) \
+             left join lateral ({LOCKED}) l on true left join lateral ({THERE}) t on true"
+        );
+        fetch(&sql, &[self.relation().into(), self.upgrade.id.into(), JsonB(json!(given)).into()])
     }
 
     /// What came back was written.
@@ -251,7 +282,7 @@ impl Desk<'_> {
         let sql = format!(
             "{what} l.relation = $1 and l.upgrade = $2 and l.key in (select pg_catalog.jsonb_array_elements($3))"
         );
-        spi::execute(&sql, &[self.relation().into(), self.upgrade.id.into(), JsonB(json!(keys)).into()]).map(|_| ())
+        execute(&sql, &[self.relation().into(), self.upgrade.id.into(), JsonB(json!(keys)).into()]).map(|_| ())
     }
 }
 

@@ -60,6 +60,17 @@ enum Fate {
     Failed(Failure),
 }
 
+/// What came back, and the columns that it gives.
+struct Work<'a> {
+    rows: &'a str,
+    columns: &'a [Ident],
+}
+
+/// How long a lock is waited for that a value runs into (of a unique value that somebody else has written and not committed), and
+/// how long once one was waited for in vain: the other rows of the call are locked meanwhile.
+const PATIENCE: &str = "500ms";
+const IMPATIENCE: &str = "20ms";
+
 /// A trigger kept the row from being written, or took its name off again.
 const PREVENTED: &str = "27000";
 /// What application code says of its own failure.
@@ -80,7 +91,7 @@ pub fn mark(desk: &Desk<'_>, rows: &str) -> Result<Vec<Answer>, Failure> {
     let images = leases(desk, &given, &keys, &mut fates)?;
     let writable = rows_of(desk, &given, &keys, &images, &mut fates)?;
     let places: Vec<i32> = writable.iter().filter_map(|n| i32::try_from(*n).ok()).collect();
-    halve(desk, &rows, &columns, &places, &mut fates)?;
+    halve(desk, &Work { rows: &rows, columns: &columns }, &places, PATIENCE, &mut fates)?;
     crash::point("mark_applied.written");
     settle(desk, &keys, fates)
 }
@@ -222,15 +233,15 @@ fn rows_of(
     let wanted: Vec<&Key> = asked.iter().map(|n| &keys[*n]).collect();
     let sql = desk.keyset.table().lock(&desk.wanted(false));
     let locked: Vec<Locked> = desk.keyset.query(&sql, &[JsonB(json!(wanted)).into()])?;
-    let held: Vec<&Key> =
-        (1..).zip(&wanted).filter(|(n, _)| !locked.iter().any(|row| row.n == *n)).map(|(_, key)| *key).collect();
+    let by_place: BTreeMap<usize, Locked> = locked.into_iter().map(|row| (row.n, row)).collect();
+    let held: Vec<&Key> = (1..).zip(&wanted).filter(|(n, _)| !by_place.contains_key(n)).map(|(_, key)| *key).collect();
     let there = as_it_is(desk, &held)?;
     let is_there =
         |key: &Key| held.iter().position(|held| *held == key).is_some_and(|at| there.contains_key(&(at + 1)));
     let mut writable = vec![];
     for (place, n) in asked.into_iter().enumerate() {
         let (image, marked) = images[&n];
-        let row = locked.iter().find(|row| row.n == place + 1);
+        let row = by_place.get(&(place + 1));
         let fate = match row {
             None if is_there(&keys[n]) => {
                 Fate::Kept("another session holds the row: call again when it has ended its transaction")
@@ -255,9 +266,9 @@ fn rows_of(
 /// Writes rows: all at once; where that fails by a row's fault in halves, until what fails stands alone.
 fn halve(
     desk: &Desk<'_>,
-    rows: &str,
-    columns: &[Ident],
+    work: &Work<'_>,
     places: &[i32],
+    patience: &str,
     fates: &mut BTreeMap<usize, Fate>,
 ) -> Result<(), Failure> {
     pgrx::check_for_interrupts!();
@@ -265,7 +276,7 @@ fn halve(
     if places.is_empty() {
         return Ok(());
     }
-    match attempt(|| write(desk, rows, columns, places)) {
+    match attempt(|| write(desk, work, places, patience)) {
         Ok(()) => {
             fates.extend(numbers(places).into_iter().map(|n| (n, Fate::Applied)));
             Ok(())
@@ -278,8 +289,9 @@ fn halve(
             }
             if places.len() > 1 {
                 let (front, behind) = places.split_at(places.len() / 2);
-                halve(desk, rows, columns, front, fates)?;
-                return halve(desk, rows, columns, behind, fates);
+                let patience = if failure.code == code::LOCK_NOT_AVAILABLE { IMPATIENCE } else { patience };
+                halve(desk, work, front, patience, fates)?;
+                return halve(desk, work, behind, patience, fates);
             }
             for n in numbers(places) {
                 let fate = if failure.code == code::LOCK_NOT_AVAILABLE {
@@ -294,7 +306,7 @@ fn halve(
     }
 }
 
-fn write(desk: &Desk<'_>, rows: &str, columns: &[Ident], places: &[i32]) -> Result<(), Failure> {
+fn write(desk: &Desk<'_>, work: &Work<'_>, places: &[i32], patience: &str) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Written {
         n: Vec<i32>,
@@ -303,8 +315,9 @@ fn write(desk: &Desk<'_>, rows: &str, columns: &[Ident], places: &[i32]) -> Resu
     // The caller's own settings say how values are read; triggers find their tables as at the registration.
     let path: Vec<(String, String)> =
         desk.registered.settings.iter().filter(|(name, _)| name == "search_path").cloned().collect();
-    let sql = desk.keyset.table().write_back(&desk.upgrade, columns);
-    let written: Written = desk.keyset.write(&path, &sql, &[places.to_vec().into(), rows.into()])?;
+    let sql = desk.keyset.table().write_back(&desk.upgrade, work.columns);
+    let written: Written =
+        desk.keyset.write_within(patience, &path, &sql, &[places.to_vec().into(), work.rows.into()])?;
     let table = desk.table.relation.name.plain();
     if !written.without.is_empty() {
         return Err(Failure::new(

@@ -324,7 +324,7 @@ impl Round<'_> {
         // They came up as failed, or as in the hands of somebody who did not come back.
         let (mut unfit, mut settled) = (vec![], vec![]);
         for (n, key) in (1..).zip(keys) {
-            let row = rows.iter().find(|row| row.n == n);
+            let row = rows.binary_search_by_key(&n, |row| row.n).ok().map(|place| &rows[place]);
             if row.is_none_or(|row| !row.fits) {
                 unfit.push(desk.name(key));
             }
