@@ -35,7 +35,12 @@ fn counted(rows: i64) -> String {
 /// So many rows are two chunks, for two workers.
 const TWO_CHUNKS: i64 = 41_000;
 const FEW: i64 = 8_000;
-const TWICE: &str = "select migrator.register_upgrade('counted', 'twice', '{\"x\": \"x * 2\"}', safe_in_place => true, batch_size => 500)";
+fn twice(batch: i64) -> String {
+    format!(
+        "select migrator.register_upgrade('counted', 'twice', '{{\"x\": \"x * 2\"}}', safe_in_place => true, batch_size => {batch})"
+    )
+}
+
 const WRONG: &str = "select count(*) from counted where x <> 2 * id or not applied_upgrades @> '{twice}'";
 
 /// Clients that insert rows of the new shape and touch other columns, until they are told to stop.
@@ -123,7 +128,7 @@ async fn beside_writers_and_with_lost_connections(server: Server) -> Result<()> 
     let session = database.connect().await?;
     session.run(&counted(TWO_CHUNKS)).await?;
     session.run("alter table counted add column half bigint").await?;
-    session.run(TWICE).await?;
+    session.run(&twice(500)).await?;
     session.run("select migrator.register_upgrade('counted', 'half', '{\"half\": \"x / 2\"}')").await?;
     let writers = Writers::start(&database);
     let child = begin(&database, &["upgrade", "run", "counted", "--workers", "3"])?;
@@ -160,7 +165,7 @@ async fn each_row_once_whenever_it_is_killed(server: Server) -> Result<()> {
     let database = server.database().await?;
     let session = database.connect().await?;
     session.run(&counted(TWO_CHUNKS)).await?;
-    session.run(TWICE).await?;
+    session.run(&twice(500)).await?;
     let writers = Writers::start(&database);
     let done = "coalesce((select rows_done from migrator.upgrades), 0)";
     let mut kills = 0;
@@ -192,7 +197,7 @@ async fn two_daemons_and_two_tables(server: Server) -> Result<()> {
         "count(*) = 4 from pg_stat_activity where application_name = 'migrator:look' and datname = current_database()";
     until(&session, looks).await?;
     // They run already.
-    session.run(TWICE).await?;
+    session.run(&twice(500)).await?;
     session.run("select migrator.register_upgrade('\"Order Items; --\"', 'number', '{\"w\": \"v::int\"}')").await?;
     let change = Change::create(&database, "public.\"Order Items; --\"", "add column more int").await?;
     until(&session, "bool_and(state = 'complete') from migrator.upgrades").await?;
@@ -225,7 +230,7 @@ async fn told_to_stop(server: Server) -> Result<()> {
     let database = server.database().await?;
     let session = database.connect().await?;
     session.run(&counted(FEW)).await?;
-    session.run(TWICE).await?;
+    session.run(&twice(100)).await?;
     let child = begin(&database, &["upgrade", "run", "counted"])?;
     until(
         &session,
@@ -252,7 +257,7 @@ async fn paused_and_resumed_at_run_time(server: Server) -> Result<()> {
     let database = server.database().await?;
     let session = database.connect().await?;
     session.run(&counted(FEW)).await?;
-    session.run(TWICE).await?;
+    session.run(&twice(100)).await?;
     let _daemon = daemon(&database, &["--jobs", "2"])?;
     until(&session, "exists (select from migrator.upgrades where rows_done > 1000)").await?;
     let paused = say(&database, &["upgrade", "pause"]).await?.fine()?;
