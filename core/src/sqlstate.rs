@@ -6,6 +6,16 @@ pub fn belongs_to_row(code: &str) -> bool {
     matches!(code.get(..2), Some("22" | "23" | "P0" | "21" | "2F" | "38" | "39"))
 }
 
+/// Whether the failure belongs to the moment: another session, a limit of the server's, a lost connection. Worth another try.
+pub fn belongs_to_moment(code: &str) -> bool {
+    matches!(code.get(..2), Some("08" | "25" | "40" | "53" | "55" | "57" | "58"))
+}
+
+/// Whether the failure belongs to the program: what was registered or written is wrong, and the next row would fail alike.
+pub fn belongs_to_program(code: &str) -> bool {
+    matches!(code.get(..2), Some("0A" | "26" | "2B" | "3D" | "3F" | "42" | "44" | "XX"))
+}
+
 /// Whether the failure may come from another row that is not reconciled yet: unique and exclusion constraints.
 pub fn may_be_order(code: &str) -> bool {
     matches!(code, "23505" | "23P01")
@@ -20,6 +30,10 @@ mod tests {
         assert!(belongs_to_row("22003") && belongs_to_row("23514") && belongs_to_row("P0001"));
         for code in ["42P01", "42501", "XX000", "57014", "40001", "53100", "55P03", ""] {
             assert!(!belongs_to_row(code), "{code}");
+        }
+        assert!(belongs_to_moment("40001") && belongs_to_program("42883"));
+        for code in ["22012", "54000", "AB123"] {
+            assert!(!belongs_to_moment(code) && !belongs_to_program(code), "{code} is a row's");
         }
         assert!(may_be_order("23505") && !may_be_order("23502"));
     }

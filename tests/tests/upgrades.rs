@@ -17,6 +17,9 @@ for_oldest_and_newest_server!(
     partitions_with_rows_moving,
     retired_names,
     rows_of_five_megabytes,
+    two_in_place_on_one_column,
+    registered_while_the_last_rows_are_looked_at,
+    a_guard_that_was_switched_off,
 );
 
 const ARTICLE: &str = "create table article (id bigint generated always as identity primary key, headline text not null, content text, \
@@ -492,5 +495,90 @@ async fn rows_of_five_megabytes(server: Server) -> Result<()> {
     let wal =
         session.number(&format!("select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{before}')::bigint")).await?;
     ensure!(wal < 5_000_000, "{wal} bytes of WAL for twelve numbers");
+    Ok(())
+}
+
+/// Each is applied once to what the one before made; what an application writes is in the new shape.
+async fn two_in_place_on_one_column(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run("create table twice (id int primary key, x int not null); insert into twice select g, g from generate_series(1, 300) g").await?;
+    for (name, expression) in [("double", "x * 2"), ("more", "x + 1")] {
+        session
+            .run(&format!("select migrator.register_upgrade('twice', '{name}', '{{\"x\": \"{expression}\"}}', safe_in_place => true)"))
+            .await?;
+    }
+    ensure!(
+        session.number("select count(*) from twice__current where x <> 2 * id + 1").await? == 0,
+        "the view shows something else"
+    );
+    session.run("update twice set x = 7 where id = 1; insert into twice values (1000, 2001)").await?;
+    let mut worker = Worker::new(&database, "twice", "w").await?;
+    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "twice").await?);
+    let wrong = session.number("select count(*) from twice where x <> case id when 1 then 7 else 2 * id + 1 end or applied_upgrades <> '{double,more}'").await?;
+    ensure!(wrong == 0, "{wrong} rows are wrong");
+    Ok(())
+}
+
+/// Between the last look at a row and the word complete somebody registers another upgrade: nobody has looked for that one.
+async fn registered_while_the_last_rows_are_looked_at(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(ARTICLE).await?;
+    session.run("insert into article (headline, content) select 'h', g::text from generate_series(1, 500) g").await?;
+    session.run("select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}')").await?;
+    let mut worker = Worker::new(&database, "article", "w").await?;
+    worker.until(|step| step.state == "verifying" && step.rows > 0).await?;
+    session.run("select pg_advisory_lock(7331)").await?;
+    worker.session().run("set migrator.crash_at = 'step.alone:wait'").await?;
+    let ending = tokio::spawn(async move {
+        let step = worker.step().await?;
+        worker.session().run("set migrator.crash_at = ''").await?;
+        Ok::<_, anyhow::Error>((worker, step))
+    });
+    let deadline = Instant::now() + change::PATIENCE;
+    while session.number("select count(*) from pg_locks where locktype = 'advisory' and not granted").await? == 0 {
+        ensure!(Instant::now() < deadline, "the worker never came to the end of its sweep");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    session.run("select migrator.register_upgrade('article', 'summary', '{\"summary\": \"upper(content)\"}')").await?;
+    session.run("select pg_advisory_unlock(7331)").await?;
+    let (mut worker, step) = ending.await??;
+    let now = states(&session, "article").await?;
+    ensure!(now.ends_with("summary=running"), "after {step:?}: {now}");
+    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "article").await?);
+    ensure!(
+        session.number("select count(*) from article where summary is null").await? == 0,
+        "complete, and rows lack it"
+    );
+    Ok(())
+}
+
+async fn a_guard_that_was_switched_off(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(ARTICLE).await?;
+    session.run("insert into article (headline, content) select 'h', g::text from generate_series(1, 500) g").await?;
+    session.run("select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}')").await?;
+    let mut worker = Worker::new(&database, "article", "w").await?;
+    for doing in [
+        "alter table article disable trigger all; alter table article enable trigger all",
+        "drop trigger \"~migrator_guard\" on article",
+        "alter table article rename column content to body",
+    ] {
+        session.run(doing).await?;
+        let step = worker.run().await?;
+        ensure!(step.state == "blocked", "after {doing}: {step:?}");
+        if doing.contains("rename") {
+            let refusal = session.refusal("select migrator.resume_upgrades('article')").await?;
+            ensure!(refusal.code == "42703", "{refusal}");
+            session.run("alter table article rename column body to content").await?;
+        }
+        session.run("select migrator.resume_upgrades('article')").await?;
+        ensure!(worker.run().await?.state == "complete", "after {doing}: {}", states(&session, "article").await?);
+        session.run("update article set content = content || '0' where id = 3").await?;
+        let wrong = session.number("select count(*) from article where size is distinct from length(content)").await?;
+        ensure!(wrong == 0, "after {doing}: {wrong} rows are wrong");
+    }
     Ok(())
 }

@@ -41,6 +41,11 @@ pub fn upgrading(table: u32) {
     acquire(c"upgraded", i64::from(table), pg_sys::ShareLock, false);
 }
 
+/// Marks this transaction as one that brings up all rows of a table by itself, however long that takes.
+pub fn driving(table: u32) {
+    acquire(c"upgrade", i64::from(table), pg_sys::ShareLock, false);
+}
+
 fn acquire_change(id: i64, hold: Hold, dont_wait: bool) -> bool {
     let mode = match hold {
         Hold::Shared => pg_sys::ShareLock,

@@ -48,7 +48,11 @@ pub unsafe fn note(table: pg_sys::Relation, known: &Known, failed: &Failed, tupl
                 );
                 role::with_settings(&AS_TEXT, || spi::fetch_one(&sql, &[DatumWithOid::new(row, row_type)]))
             })?;
-            role::as_extension(|| store(failed.upgrade, &named.key, &named.row, &failed.failure))
+            // Nobody waits for our books.
+            let soon = [("lock_timeout", "50ms")];
+            role::as_extension(|| {
+                role::with_settings(&soon, || store(failed.upgrade, &named.key, &named.row, &failed.failure))
+            })
         })
     };
     if let Err(failure) = noted {
@@ -65,9 +69,10 @@ pub fn store(upgrade: i64, key: &str, row: &str, failure: &Failure) -> Result<()
          \"row\" = excluded.\"row\", seen_at = pg_catalog.clock_timestamp(), attempts = f.attempts + 1",
         &[upgrade.into(), key.into(), failure.code.to_string().into(), failure.message.clone().into(), row.into()],
     )?;
-    // It was complete, and is not any more.
+    // It was complete, and is not any more. Writers do not wait for one another to say so.
     spi::execute(
-        "update migrator.upgrade set state = 'running', completed_at = null where id = $1 and state = 'complete'",
+        "update migrator.upgrade set state = 'running', completed_at = null \
+         where id = (select g.id from migrator.upgrade g where g.id = $1 and g.state = 'complete' for no key update skip locked)",
         &[upgrade.into()],
     )
     .map(|_| ())

@@ -107,19 +107,13 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
     unsafe {
         let row = (*table).rd_att;
         let place = |name: &Ident| place(row, name);
-        let columns = definition
-            .upgrades
-            .iter()
-            .map(|upgrade| {
-                let outputs: Vec<usize> = upgrade.outputs().map(place).collect::<Option<_>>()?;
-                Some(Columns {
-                    inputs: upgrade.inputs.iter().map(place).collect::<Option<_>>()?,
-                    defaults: outputs.iter().map(|output| unwritten(table, *output)).collect(),
-                    outputs,
-                })
-            })
-            .collect::<Option<Vec<_>>>()?;
         let marks = place(&Ident::from(COLUMN))?;
+        let named = |upgrade: &migrator_core::upgrade::Upgrade| {
+            upgrade.inputs.iter().chain(upgrade.outputs()).all(|column| place(column).is_some())
+        };
+        if !definition.upgrades.iter().all(named) {
+            return None;
+        }
         let context = pg_sys::AllocSetContextCreateInternal(
             pg_sys::CacheMemoryContext,
             c"migrator guard".as_ptr(),
@@ -127,6 +121,18 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
             pg_sys::ALLOCSET_SMALL_INITSIZE as pg_sys::Size,
             pg_sys::ALLOCSET_DEFAULT_MAXSIZE as pg_sys::Size,
         );
+        let columns = definition
+            .upgrades
+            .iter()
+            .map(|upgrade| {
+                let outputs: Vec<usize> = upgrade.outputs().map(place).collect::<Option<_>>()?;
+                Some(Columns {
+                    inputs: upgrade.inputs.iter().map(place).collect::<Option<_>>()?,
+                    defaults: outputs.iter().map(|output| unwritten(table, *output, context)).collect(),
+                    outputs,
+                })
+            })
+            .collect::<Option<Vec<_>>>()?;
         let trees = RefCell::new(vec![None; definition.upgrades.len()]);
         Some(Known { definition, marks, columns, trees, context, text })
     }
@@ -147,7 +153,7 @@ unsafe fn text<'a>(name: *const c_char) -> &'a [u8] {
     unsafe { CStr::from_ptr(name) }.to_bytes()
 }
 
-unsafe fn unwritten(table: pg_sys::Relation, place: usize) -> Unwritten {
+unsafe fn unwritten(table: pg_sys::Relation, place: usize, context: pg_sys::MemoryContext) -> Unwritten {
     // SAFETY: build_column_default() (rewriteHandler.c) gives a new tree, or NULL where there is no default.
     unsafe {
         let number = i32::try_from(place).expect("a table's columns") + 1;
@@ -155,7 +161,7 @@ unsafe fn unwritten(table: pg_sys::Relation, place: usize) -> Unwritten {
         if default.is_null() {
             return Unwritten::Null;
         }
-        let default = pg_sys::eval_const_expressions(std::ptr::null_mut(), default);
+        // Nothing is folded here: that would run functions of others as whoever writes the row.
         if (*default).type_ != pg_sys::NodeTag::T_Const {
             return Unwritten::Unknown;
         }
@@ -163,7 +169,7 @@ unsafe fn unwritten(table: pg_sys::Relation, place: usize) -> Unwritten {
         if constant.constisnull {
             return Unwritten::Null;
         }
-        let previous = pg_sys::MemoryContextSwitchTo(pg_sys::CacheMemoryContext);
+        let previous = pg_sys::MemoryContextSwitchTo(context);
         let kept = super::image::copy(constant.constvalue, constant.constbyval, i32::from(constant.constlen as i16));
         pg_sys::MemoryContextSwitchTo(previous);
         Unwritten::Constant(kept)

@@ -2,7 +2,7 @@
 
 use super::image;
 use super::known::{Known, Unwritten};
-use super::run::{self, Run};
+use super::run::{self, Busy, Run};
 use crate::catalog::attempt::attempt;
 use crate::catalog::bulk::attribute;
 use crate::catalog::role;
@@ -93,7 +93,7 @@ impl<'a> Row<'a> {
         for name in &known.definition.retired {
             marks.clear(name);
         }
-        let mut run: Option<Rc<Run>> = None;
+        let mut run: Option<(Rc<Run>, Busy)> = None;
         let mut barrier = false;
         let mut applied = 0;
         for place in 0..known.definition.upgrades.len() {
@@ -119,12 +119,12 @@ impl<'a> Row<'a> {
                 Act::Derive | Act::DeriveOthers => {
                     // SAFETY: the caller's.
                     let done = unsafe {
-                        let run = run.get_or_insert_with(|| {
+                        let (run, _) = run.get_or_insert_with(|| {
                             let run = run::of(self.table, known);
-                            run.reset();
-                            run
+                            let busy = run.reset();
+                            (run, busy)
                         });
-                        self.derive(&run.clone(), place, act)?
+                        self.derive(&run.clone(), place, act, before.has(&upgrade.name))?
                     };
                     if done {
                         applied += 1;
@@ -169,10 +169,12 @@ impl<'a> Row<'a> {
                 had,
                 has,
                 inputs: columns.inputs.iter().any(|place| self.is_changed(*place)),
+                // By the statement itself: what an upgrade before this one made of a column says nothing of the writer.
                 outputs: columns
                     .outputs
                     .iter()
                     .zip(&columns.defaults)
+                    .filter(|(place, _)| !self.changed.contains(*place))
                     .any(|(place, default)| self.is_output_changed(*place, default, has)),
             }
         }
@@ -212,7 +214,7 @@ impl<'a> Row<'a> {
     }
 
     /// Puts derived values into the row. False where that failed, and was noted.
-    unsafe fn derive(&mut self, run: &Rc<Run>, upgrade: usize, act: Act) -> Result<bool, Failure> {
+    unsafe fn derive(&mut self, run: &Rc<Run>, upgrade: usize, act: Act, has: bool) -> Result<bool, Failure> {
         let known = self.known;
         let definition = &known.definition.upgrades[upgrade];
         let places: Vec<usize> = known.columns[upgrade]
@@ -220,7 +222,7 @@ impl<'a> Row<'a> {
             .iter()
             .zip(&known.columns[upgrade].defaults)
             // SAFETY: places of this row.
-            .filter(|(place, default)| act == Act::Derive || unsafe { !self.is_output_changed(**place, default, true) })
+            .filter(|(place, default)| act == Act::Derive || unsafe { !self.is_output_changed(**place, default, has) })
             .map(|(place, _)| *place)
             .collect();
         // SAFETY: the caller's.

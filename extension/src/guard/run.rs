@@ -7,7 +7,7 @@ use super::known::Known;
 use crate::catalog::bulk::attribute;
 use migrator_core::failure::Failure;
 use pgrx::pg_sys;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 // pgrx does not bind it (executor/nodeModifyTable.h). The same in PostgreSQL 14 to 18.
@@ -48,6 +48,8 @@ pub struct Run {
     slot: *mut pg_sys::TupleTableSlot,
     result: *mut pg_sys::ResultRelInfo,
     states: RefCell<Vec<Option<Vec<*mut pg_sys::ExprState>>>>,
+    /// Between `reset` and the end of its row. A function that an expression calls may come here again.
+    busy: Cell<bool>,
 }
 
 thread_local! {
@@ -63,8 +65,13 @@ pub unsafe fn of(table: pg_sys::Relation, known: &Rc<Known>) -> Rc<Run> {
     // SAFETY: the caller's relation.
     let oid = unsafe { (*table).rd_id.to_u32() };
     let fits = |run: &Rc<Run>| run.statement == statement && run.table == oid && Rc::ptr_eq(&run.known, known);
-    if let Some(run) = LAST.with_borrow(|last| last.clone()).filter(fits) {
-        return run;
+    let last = LAST.with_borrow(|last| last.clone());
+    if let Some(run) = last.as_ref().filter(|run| fits(run) && !run.busy.get()) {
+        return run.clone();
+    }
+    if last.is_some_and(|run| run.busy.get()) {
+        // SAFETY: see Run::begin(). This one lives for one row.
+        return Rc::new(unsafe { Run::begin(statement, table, known.clone()) });
     }
     // SAFETY: see Run::begin().
     let run = Rc::new(unsafe { Run::begin(statement, table, known.clone()) });
@@ -75,6 +82,15 @@ pub unsafe fn of(table: pg_sys::Relation, known: &Rc<Known>) -> Rc<Run> {
 /// Forgets the compiled expressions: one of them ended in the middle of something.
 pub fn forget() {
     LAST.replace(None);
+}
+
+/// A row in the hands of a run.
+pub struct Busy(Rc<Run>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.set(false);
+    }
 }
 
 impl Drop for Run {
@@ -117,14 +133,27 @@ impl Run {
             pg_sys::InitResultRelInfo(result, table, 0, std::ptr::null_mut(), 0);
             pg_sys::MemoryContextSwitchTo(previous);
             let states = RefCell::new(vec![None; known.columns.len()]);
-            Self { statement, table: (*table).rd_id.to_u32(), known, context, estate, econtext, slot, result, states }
+            Self {
+                statement,
+                table: (*table).rd_id.to_u32(),
+                known,
+                context,
+                estate,
+                econtext,
+                slot,
+                result,
+                states,
+                busy: Cell::new(false),
+            }
         }
     }
 
-    /// Frees what the row before left behind.
-    pub unsafe fn reset(&self) {
+    /// Begins with a row: frees what the one before left behind. Its end is the end of the value that is returned.
+    pub unsafe fn reset(self: &Rc<Self>) -> Busy {
+        self.busy.set(true);
         // SAFETY: nobody uses values of the row before any more.
         unsafe { pg_sys::MemoryContextReset((*self.econtext).ecxt_per_tuple_memory) }
+        Busy(self.clone())
     }
 
     /// The values of an upgrade's outputs for this row, in their order. They live until `reset`. Runs as the table's owner

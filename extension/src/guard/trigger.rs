@@ -58,6 +58,7 @@ pub fn in_batch<T>(first: i64, limit: usize, work: impl FnOnce() -> Result<T, Fa
     }
     // What a batch that failed left half done.
     run::forget();
+    AT.set(0);
     let _ended = Ended;
     BATCH.set(Some((first, limit)));
     work()

@@ -159,7 +159,8 @@ impl<'a> Batch<'a> {
                 Ok(_) => {}
                 Err(failure) => {
                     self.of_a_row(failure.clone())?;
-                    self.set_aside(&keys[0], guard::at(), &failure)?;
+                    let at = Some(guard::at()).filter(|at| *at != 0).unwrap_or_else(|| self.first());
+                    self.set_aside(&keys[0], at, &failure)?;
                     done.failed += 1;
                     return Ok(());
                 }
@@ -182,10 +183,18 @@ impl<'a> Batch<'a> {
 
     /// Nothing where a row is to blame; the failure, where the program is, or the moment.
     fn of_a_row(&self, failure: Failure) -> Result<(), Failure> {
-        if sqlstate::belongs_to_row(&failure.code) || failure.code == code::LOCK_NOT_AVAILABLE {
-            return Ok(());
+        let others = sqlstate::belongs_to_moment(&failure.code) || sqlstate::belongs_to_program(&failure.code);
+        if others && failure.code != code::LOCK_NOT_AVAILABLE {
+            return Err(failure);
         }
-        Err(failure)
+        // Without an upgrade that could fail, every UPDATE of the row does: nothing of ours can be set aside.
+        if self.definition.upgrades.is_empty() {
+            return Err(Failure::new(
+                code::NOT_SUPPORTED,
+                format!("a row that has a retired name cannot be written: {}", failure.message),
+            ));
+        }
+        Ok(())
     }
 
     fn set_aside(&self, key: &Key, upgrade: i64, failure: &Failure) -> Result<(), Failure> {

@@ -50,6 +50,7 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
         }
         let mut pause = Duration::from_millis(200);
         if drive {
+            lock::driving(relation);
             let upgraded = Upgraded::get(relation)?;
             let step = step::one(&upgraded, &worker())?;
             if !step.done && step.wait_ms == 0 {

@@ -12,7 +12,8 @@ use pgrx::pg_sys;
 /// After a swap or a rollback, in its transaction. The guard and the view are carried over like other triggers and views.
 pub fn follow(from: u32, to: u32) -> Result<(), Failure> {
     spi::execute(
-        "update migrator.upgraded set relation = $2 where relation = $1",
+        // Keys of another type may sort otherwise: a sweep that is under way begins anew.
+        "update migrator.upgraded set relation = $2, sweep_kind = null, verified_at = null, lacking = null where relation = $1",
         &[pg_sys::Oid::from(from).into(), pg_sys::Oid::from(to).into()],
     )?;
     spi::execute(

@@ -3,13 +3,14 @@
 use super::register::{self, Request, Wish};
 use super::table::{self, Upgraded};
 use super::{rewrite, view};
+use crate::catalog::definition;
 use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
 use crate::crash;
 use crate::guard::TRIGGER;
-use migrator_core::failure::Failure;
-use migrator_core::ident::{Ident, literal};
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::{Ident, literal, plain};
 use migrator_core::upgrade::{COLUMN, Definition};
 use pgrx::{JsonB, pg_sys};
 use serde::Deserialize;
@@ -152,4 +153,55 @@ pub fn trigger(relation: &Relation, definition: &Definition) -> [String; 2] {
         ),
         format!("alter table {} enable always trigger {name}", relation.name),
     ]
+}
+
+/// Whether writes escape the guard: its trigger is gone, switched off, or not what was put there; or a column that an upgrade
+/// names is gone, so that it does nothing.
+pub fn is_unguarded(table: &Upgraded) -> Result<Option<Failure>, Failure> {
+    #[derive(Deserialize)]
+    struct Guard {
+        enabled: String,
+        ours: bool,
+        argument: String,
+    }
+    let definition = table.definition()?;
+    if definition.upgrades.is_empty() && definition.retired.is_empty() {
+        return Ok(None);
+    }
+    let name = table.relation.name.plain();
+    let columns = definition::columns(table.relation.oid)?;
+    let marks = Ident::from(COLUMN);
+    let named = definition.upgrades.iter().flat_map(|upgrade| upgrade.inputs.iter().chain(upgrade.outputs()));
+    if let Some(gone) = named.chain([&marks]).find(|column| !columns.iter().any(|there| there.name == **column)) {
+        return Ok(Some(Failure::new(code::UNDEFINED_COLUMN, format!("column {} of table {name}, which an upgrade names, is not there", plain(gone.as_str())))
+            .hint("Bring it back under that name, or retire the upgrade: select migrator.retire_upgrade(…, incomplete => true);")));
+    }
+    let found: Option<Guard> = spi::fetch_optional(
+        "select t.tgenabled::text as enabled, t.tgfoid = 'migrator._guard()'::pg_catalog.regprocedure as ours, \
+           pg_catalog.convert_from(pg_catalog.substr(t.tgargs, 1, pg_catalog.length(t.tgargs) - 1), pg_catalog.getdatabaseencoding()) as argument \
+         from pg_catalog.pg_trigger t where t.tgrelid = $1 and t.tgname = $2",
+        &[pg_sys::Oid::from(table.relation.oid).into(), TRIGGER.into()],
+    )?;
+    let wanted = serde_json::to_string(&definition).expect("a definition is plain data");
+    let what = match found {
+        None => "is gone",
+        Some(guard) if guard.enabled != "A" => "was switched off",
+        Some(guard) if !guard.ours || guard.argument != wanted => "is not the one that was put there",
+        Some(_) => return Ok(None),
+    };
+    Ok(Some(Failure::new(code::NOT_IN_STATE, format!("the guard of table {name}, trigger {}, {what}", plain(TRIGGER)))
+        .hint("Rows that were written without it may have outputs that do not fit their inputs. Resuming puts it back.")))
+}
+
+/// Puts the guard back where it is not as it should be. Whether it had to.
+pub fn reinstall(table: &Upgraded) -> Result<bool, Failure> {
+    match is_unguarded(table)? {
+        Some(failure) if failure.code == code::UNDEFINED_COLUMN => Err(failure),
+        Some(_) => {
+            let what = format!("the guard of table {} could not be put back", table.relation.name.plain());
+            apply(table, &what, false, None)?;
+            Ok(true)
+        }
+        None => Ok(false),
+    }
 }

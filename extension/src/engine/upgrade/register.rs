@@ -78,6 +78,11 @@ pub fn understand(request: &Request) -> Result<Wish, Failure> {
     };
     let upgrade = reading.in_place(upgrade)?;
     among(&relation, &upgrade, &others)?;
+    if upgrade.in_place && relation.kind == "p" {
+        return Err(unsupported(format!("upgrade {} makes a column out of itself, and table {} is partitioned", plain(&request.name), relation.name.plain()))
+            .detail("A row that moves to another partition is a new row there, of which nobody can tell whether it was upgraded. Nothing was changed.")
+            .hint("Write to a column of its own."));
+    }
     let upgrade = Upgrade { deferred: may_fail(&relation, &upgrade)?, ..upgrade };
     last_to_fire(&relation)?;
     Ok(Wish { relation, key, kind, upgrade, ordinal, adds_column, others })
@@ -467,6 +472,21 @@ fn members_fit(relation: &Relation) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Member {
         name: String,
+    }
+    #[derive(Deserialize)]
+    struct Owner {
+        may: bool,
+        name: String,
+    }
+    let owner: Owner = spi::fetch_one(
+        "select pg_catalog.has_function_privilege(c.relowner, 'migrator._guard()', 'execute') as may, pg_catalog.pg_get_userbyid(c.relowner) as name \
+         from pg_catalog.pg_class c where c.oid = $1",
+        &[pg_sys::Oid::from(relation.oid).into()],
+    )?;
+    if !owner.may {
+        return Err(unsupported(format!("table {} is partitioned, and its owner {} could not add partitions any more", relation.name.plain(), plain(&owner.name)))
+            .detail("A new partition gets the guard's trigger from its parent, which only a superuser and the extension's owner may create. Nothing was changed.")
+            .hint("Give the table to the extension's owner while it is upgraded: alter table … owner to …;"));
     }
     let foreign: Option<Member> = spi::fetch_optional(
         "select t.relid::pg_catalog.regclass::text as name from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t \

@@ -112,7 +112,11 @@ fn column_stands_alone(table: &Upgraded) -> Result<bool, Failure> {
 /// A look at all rows found none with a retired name: the guard need not know of it any more, and it is free to be used again.
 /// False while there are such rows. The names' rows were counted by the last verify sweep.
 pub fn clean(table: &Upgraded) -> Result<bool, Failure> {
-    if table.state.lacking.unwrap_or(1) > 0 || !table.alone()? {
+    if !table.alone()? {
+        return Ok(false);
+    }
+    let now = table.again()?;
+    if now.state.generation != table.state.generation || !now.state.verified || now.state.lacking.unwrap_or(1) > 0 {
         return Ok(false);
     }
     let retiring: Vec<Registered> =

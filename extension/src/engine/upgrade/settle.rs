@@ -1,5 +1,6 @@
 //! What people decide about a table's upgrades while they run.
 
+use super::install;
 use super::table::Upgraded;
 use crate::catalog::spi;
 use migrator_core::failure::Failure;
@@ -16,7 +17,17 @@ pub fn pause(table: &Upgraded) -> Result<(), Failure> {
 }
 
 /// Lets a paused or blocked table go on.
+///
+/// Where the guard is not as it should be, it is put back, and every row is looked at again. Which rows were written without it nobody
+/// can tell: one whose inputs changed then keeps its outputs until they change again.
 pub fn resume(table: &Upgraded) -> Result<(), Failure> {
+    if install::reinstall(table)? {
+        table.event(
+            "guard_restored",
+            "the guard was put back; rows that were written without it may have outputs that do not fit their inputs",
+            json!({}),
+        )?;
+    }
     spi::execute(
         "update migrator.upgraded set paused_at = null, blocked = null, blocked_hint = null where relation = $1",
         &[pg_sys::Oid::from(table.relation.oid).into()],

@@ -4,7 +4,7 @@ use super::batch::{self as written, Batch, Done};
 use super::keyset::Keyset;
 use super::sweep::{self, Chunk, Kind, Progress};
 use super::table::Upgraded;
-use super::{complete, retire, rewrite};
+use super::{complete, install, retire, rewrite};
 use crate::catalog::cost::Meter;
 use crate::catalog::{lock, spi};
 use crate::crash;
@@ -65,6 +65,10 @@ pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
         let hint = table.state.blocked_hint.as_deref().unwrap_or_default();
         return Ok(Step { done: true, ..Step::wait("blocked", 1000, format!("{why}. {hint}").trim()) });
     }
+    if let Some(why) = install::is_unguarded(table)? {
+        written::block(table, &table.definition()?, &why)?;
+        return Ok(Step { done: true, ..Step::wait("blocked", 1000, why.message) });
+    }
     if let Some(change) = rewrite::under_way(table)? {
         let reason = format!(
             "change {change} writes the table anew: call migrator.prepare(change => {change}) or run the agent"
@@ -106,7 +110,7 @@ fn note(table: &Upgraded, reason: Option<&str>) -> Result<(), Failure> {
     spi::execute(
         "update migrator.upgraded set waiting = $2, waiting_since = case when $2 is null then null else coalesce(waiting_since, pg_catalog.clock_timestamp()) end \
          where relation = $1 and waiting is distinct from $2 \
-           and relation in (select u.relation from migrator.upgraded u where u.relation = $1 for update skip locked)",
+           and relation in (select u.relation from migrator.upgraded u where u.relation = $1 for no key update skip locked)",
         &[pg_sys::Oid::from(table.relation.oid).into(), reason.into()],
     )
     .map(|_| ())
@@ -121,7 +125,10 @@ fn begin(table: &Upgraded, kind: Kind) -> Result<Step, Failure> {
         return Ok(another());
     }
     let now = table.again()?;
-    if now.state.sweep != table.state.sweep || now.state.sweep_kind != table.state.sweep_kind {
+    if now.state.sweep != table.state.sweep
+        || now.state.sweep_kind != table.state.sweep_kind
+        || now.state.generation != table.state.generation
+    {
         return Ok(Step::new("upgrading"));
     }
     sweep::begin(&now, kind, now.state.batch_size.unwrap_or(FIRST))?;
@@ -140,8 +147,9 @@ fn decide(table: &Upgraded) -> Result<Step, Failure> {
     let registered = table.registered()?;
     let running: Vec<_> = registered.iter().filter(|upgrade| upgrade.state == "running").collect();
     let retiring = registered.iter().any(|upgrade| upgrade.state == "retiring");
-    let deferred = registered.iter().any(|upgrade| upgrade.definition.deferred);
-    if running.is_empty() && !retiring && !(deferred && table.state.verify_due) {
+    // Rows can come, or lose the name, without it: what only batches derive, and what application code does.
+    let may_lack = registered.iter().any(|upgrade| upgrade.definition.deferred || upgrade.kind == "application");
+    if running.is_empty() && !retiring && !(may_lack && table.state.verify_due) {
         return Ok(Step { done: true, ..Step::new("complete") });
     }
     if !table.state.verified {
@@ -200,11 +208,16 @@ fn nothing_to_claim(table: &Upgraded, kind: Kind, lease_ms: i32) -> Result<Step,
         }
         return Ok(Step::wait(state(kind), 100, "what is left is in the hands of other workers"));
     }
+    crash::point("step.alone");
     if !table.alone()? {
         return Ok(another());
     }
+    // Nobody registers or retires while we hold the row. Whoever did so since this sweep began has rows that it did not look for.
     let now = table.again()?;
-    if now.state.sweep != table.state.sweep || now.state.sweep_kind != table.state.sweep_kind {
+    if now.state.sweep != table.state.sweep
+        || now.state.sweep_kind != table.state.sweep_kind
+        || now.state.sweep_generation != Some(now.state.generation)
+    {
         return Ok(Step::new(state(kind)));
     }
     match kind {
@@ -248,7 +261,7 @@ fn upgrade(
     };
     let done = match outcome {
         Ok(done) => done,
-        Err(failure) if is_programs(&failure) => {
+        Err(failure) if sqlstate::belongs_to_program(&failure.code) => {
             written::block(table, definition, &failure)?;
             return Ok(Step { done: true, ..Step::wait("blocked", 1000, failure.message) });
         }
@@ -287,13 +300,6 @@ fn upgrade(
     }
     step.statement = vacuum(table)?;
     Ok(step)
-}
-
-/// Not a row is wrong but what was registered, or the server: the next batch would fail alike.
-fn is_programs(failure: &Failure) -> bool {
-    let class = failure.code.get(..2).unwrap_or_default();
-    !sqlstate::belongs_to_row(&failure.code)
-        && matches!(class, "42" | "XX" | "0A" | "26" | "2B" | "25" | "3F" | "3D" | "44")
 }
 
 fn verify(
@@ -379,7 +385,7 @@ fn vacuum(table: &Upgraded) -> Result<Option<String>, Failure> {
     }
     let mine = spi::execute(
         "update migrator.upgraded set rows_vacuumed = $2 where relation = $1 and $2 - rows_vacuumed >= $3 \
-         and relation in (select u.relation from migrator.upgraded u where u.relation = $1 for update skip locked)",
+         and relation in (select u.relation from migrator.upgraded u where u.relation = $1 for no key update skip locked)",
         &[pg_sys::Oid::from(table.relation.oid).into(), written.into(), enough.into()],
     )?;
     Ok((mine == 1).then(|| format!("vacuum {}", table.relation.name)))

@@ -130,14 +130,15 @@ pub struct Overdue {
 }
 
 /// The holders of chunks whose transaction is older than the lease. A chunk is held by its row, whose xmax is the holder's
-/// transaction.
+/// transaction. Whoever drives the whole in one transaction (`ensure_upgraded`) says so by a lock, and is waited for.
 pub fn overdue(table: &Upgraded, lease_ms: i32) -> Result<Vec<Overdue>, Failure> {
     spi::fetch(
         "select a.pid, k.number from migrator.sweep_chunk k \
          join pg_catalog.pg_locks l on l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted and l.transactionid = k.xmax \
          join pg_catalog.pg_stat_activity a on a.pid = l.pid and a.pid <> pg_catalog.pg_backend_pid() \
          where k.relation = $1 and k.sweep = $2 and k.done_at is null \
-           and a.query_start < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $3 / 1000.0)",
+           and not exists (select from pg_catalog.pg_locks d where d.pid = a.pid and d.locktype = 'object' and d.classid = 'migrator.upgrade'::pg_catalog.regclass) \
+           and a.xact_start < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $3 / 1000.0)",
         &[pg_sys::Oid::from(table.relation.oid).into(), table.state.sweep.into(), lease_ms.into()],
     )
 }

@@ -79,7 +79,7 @@ impl Upgraded {
     /// Takes the table's row until the end of the transaction, or says that it is taken: who begins and ends sweeps does it alone.
     pub fn alone(&self) -> Result<bool, Failure> {
         let rows = spi::execute(
-            "select from migrator.upgraded u where u.relation = $1 for update skip locked",
+            "select from migrator.upgraded u where u.relation = $1 for no key update skip locked",
             &[pg_sys::Oid::from(self.relation.oid).into()],
         )?;
         Ok(rows == 1)

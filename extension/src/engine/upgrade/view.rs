@@ -51,8 +51,12 @@ pub fn make(
         Ok(_) => {}
         // A column of the table has gone or changed its type: the view cannot stay the same object.
         Err(failure) if failure.code == "42P16" => {
+            let before = Relation::get(oid(&name)?)?;
+            let grants = grants(&before)?;
             spi::execute(&format!("drop view {name}"), &[]).map_err(|failure| held(&name, failure))?;
             spi::execute(&format!("create view {name}{options} as {}", self::select(table, definition, None)?), &[])?;
+            spi::execute(&format!("alter view {name} owner to {}", role::name(pg_sys::Oid::from(before.owner))?), &[])?;
+            give(&grants, &name)?;
         }
         Err(failure) => return Err(failure),
     }
@@ -162,21 +166,29 @@ fn select(table: &Relation, definition: &Definition, before: Option<&[Ident]>) -
     Ok(format!("select {} from {} l", columns.join(", "), table.name))
 }
 
-/// Whoever may read or write the table may do so through the view.
-fn grant(table: &Relation, view: &Name) -> Result<(), Failure> {
-    #[derive(Deserialize)]
-    struct Grant {
-        grantee: u32,
-        privilege: String,
-    }
-    let grants: Vec<Grant> = spi::fetch(
+#[derive(Deserialize)]
+struct Grant {
+    grantee: u32,
+    privilege: String,
+}
+
+fn grants(relation: &Relation) -> Result<Vec<Grant>, Failure> {
+    spi::fetch(
         "select x.grantee::pg_catalog.int8 as grantee, x.privilege_type as privilege from pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) x \
          where c.oid = $1 and x.grantee <> c.relowner and x.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE') order by 1, 2",
-        &[pg_sys::Oid::from(table.oid).into()],
-    )?;
+        &[pg_sys::Oid::from(relation.oid).into()],
+    )
+}
+
+fn give(grants: &[Grant], view: &Name) -> Result<(), Failure> {
     for Grant { grantee, privilege } in grants {
-        let to = if grantee == 0 { "public".to_owned() } else { role::name(pg_sys::Oid::from(grantee))?.to_string() };
+        let to = if *grantee == 0 { "public".to_owned() } else { role::name(pg_sys::Oid::from(*grantee))?.to_string() };
         spi::execute(&format!("grant {privilege} on {view} to {to}"), &[])?;
     }
     Ok(())
+}
+
+/// Whoever may read or write the table may do so through the view.
+fn grant(table: &Relation, view: &Name) -> Result<(), Failure> {
+    give(&grants(table)?, view)
 }
