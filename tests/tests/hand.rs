@@ -438,5 +438,31 @@ async fn waiting_for_an_upgrade(server: Server) -> Result<()> {
         .run("begin; select migrator.ensure_upgraded('waited', 'c', drive => true); alter table waited alter b set not null; commit")
         .await?;
     ensure!(session.number("select count(*) from waited where applied_upgrades = '{b,c}'").await? == 2000, "driven");
+    // That takes longer than a worker's lease, and is in nobody's way: whoever works beside it waits for it, as it waits for them.
+    session
+        .run("create function slow(text) returns text immutable language plpgsql as $$ begin perform pg_sleep(0.01); return $1; end $$")
+        .await?;
+    for (table, before, behind) in [("driven", 0, 60), ("helped", 60, 0)] {
+        session.run(&format!("create table {table} (id int primary key, a text, b text); insert into {table} select g, 'a' from generate_series(1, 60) g")).await?;
+        session
+            .run(&format!(
+                "select migrator.register_upgrade('{table}', 'b', '{{\"b\": \"slow(a)\"}}', batch_size => 20)"
+            ))
+            .await?;
+        let mut beside = Worker::new(&database, table, "beside").await?;
+        beside.session().run("set migrator.lease = '100 ms'").await?;
+        beside.step().await?;
+        let driving = async {
+            tokio::time::sleep(Duration::from_millis(before)).await;
+            session.run(&format!("select migrator.ensure_upgraded('{table}', 'b', drive => true)")).await
+        };
+        let working = async {
+            tokio::time::sleep(Duration::from_millis(behind)).await;
+            beside.until(|step| step.state == "complete").await
+        };
+        let (driven, worked) = tokio::join!(driving, working);
+        driven.with_context(|| table.to_owned())?;
+        worked.with_context(|| table.to_owned())?;
+    }
     Ok(())
 }

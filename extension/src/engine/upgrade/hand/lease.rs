@@ -133,7 +133,7 @@ impl Desk<'_> {
             "update migrator.upgraded u set verified_at = '-infinity' where u.relation = $1 and u.verified_at is not null \
                and exists (select from migrator.upgrade_lease l where l.relation = $1 and l.upgrade = $2 and l.applied and l.until > u.verified_at) \
                and not exists (select from migrator.upgrade_lease l where l.relation = $1 and l.upgrade = $2 and not l.applied and l.until > pg_catalog.clock_timestamp()) \
-               and u.relation in (select o.relation from migrator.upgraded o where o.relation = $1 for update skip locked)",
+               and u.relation in (select o.relation from migrator.upgraded o where o.relation = $1 for no key update skip locked)",
             &[self.relation().into(), self.upgrade.id.into()],
         )
         .map(|_| ())
