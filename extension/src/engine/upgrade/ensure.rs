@@ -12,6 +12,9 @@ use pgrx::pg_sys;
 use serde::Deserialize;
 use std::time::{Duration, Instant};
 
+/// A step that asks for so long a pause does not know when it can go on.
+const HELD: Duration = Duration::from_secs(1);
+
 #[derive(Deserialize)]
 struct Last {
     state: String,
@@ -27,6 +30,9 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
     guard::fresh_snapshots("migrator.ensure_upgraded")?;
     let end = Instant::now() + wait;
     let table = Relation::get(relation)?.name.plain();
+    if drive {
+        lock::driving(relation);
+    }
     loop {
         let Some(last) = last(relation, name)? else {
             return Err(Failure::new(code::UNDEFINED_OBJECT, format!("table {table} has no upgrade {}", plain(name)))
@@ -50,15 +56,16 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
         }
         let mut pause = Duration::from_millis(200);
         if drive {
-            lock::driving(relation);
             let upgraded = Upgraded::get(relation)?;
             let step = step::one(&upgraded, &worker())?;
-            if !step.done && step.wait_ms == 0 {
-                // What was asked for is not a time but an end: a batch that found something to do is followed by the next.
+            let rest = Duration::from_millis(u64::try_from(step.wait_ms).unwrap_or(0));
+            if !step.done && rest < HELD {
+                // Not a time was asked for but an end: it is on its way, by our batches or by somebody else's.
+                lock::pause(rest);
                 pgrx::check_for_interrupts!();
                 continue;
             }
-            pause = pause.min(Duration::from_millis(u64::try_from(step.wait_ms).unwrap_or(200).max(1)));
+            pause = pause.min(rest.max(Duration::from_millis(1)));
         }
         if Instant::now() >= end {
             return Err(not_yet(&table, name, &last, drive));
