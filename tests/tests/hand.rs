@@ -135,24 +135,31 @@ async fn workers_share_the_rows_through_a_pool(server: Server) -> Result<()> {
                 if rows.is_empty() && was_stopped {
                     return Ok(());
                 }
-                tokio::time::sleep(Duration::from_millis(random.random_range(0..10))).await;
-                let session = pool[random.random_range(0..3)].lock().await;
-                let mut ledger = ledger.lock().await;
-                let answers = give(&session, &rows).await?;
-                ensure!(answers.len() == rows.len(), "{} answers for {} rows", answers.len(), rows.len());
-                if random.random_bool(0.2) {
-                    // The answer was lost: the same rows again, and what was applied is not applied twice.
-                    for ((key, applied, _), again) in answers.iter().zip(give(&session, &rows).await?) {
-                        ensure!(!applied || again.1, "{key} was applied, and then it was not: {}", again.2);
+                let mut rows = rows;
+                while !rows.is_empty() {
+                    tokio::time::sleep(Duration::from_millis(random.random_range(0..10))).await;
+                    let session = pool[random.random_range(0..3)].lock().await;
+                    let mut ledger = ledger.lock().await;
+                    let answers = give(&session, &rows).await?;
+                    ensure!(answers.len() == rows.len(), "{} answers for {} rows", answers.len(), rows.len());
+                    if random.random_bool(0.2) {
+                        // The answer was lost: the same rows again, and what was applied is not applied twice.
+                        for ((key, applied, _), again) in answers.iter().zip(give(&session, &rows).await?) {
+                            ensure!(!applied || again.1, "{key} was applied, and then it was not: {}", again.2);
+                        }
                     }
-                }
-                for (key, applied, reason) in answers {
-                    ensure!(applied || reason.starts_with("its inputs changed"), "{key}: {reason}");
-                    ledger.in_hand.remove(&key);
-                    if applied {
-                        *ledger.applied.entry(key).or_default() += 1;
-                    } else {
-                        ledger.came_back += 1;
+                    for (key, applied, reason) in answers {
+                        if reason.starts_with("another session holds the row") {
+                            continue; // still ours
+                        }
+                        ensure!(applied || reason.starts_with("its inputs changed"), "{key}: {reason}");
+                        ledger.in_hand.remove(&key);
+                        rows.retain(|row| row.key != key);
+                        if applied {
+                            *ledger.applied.entry(key).or_default() += 1;
+                        } else {
+                            ledger.came_back += 1;
+                        }
                     }
                 }
             }
