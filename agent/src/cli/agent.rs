@@ -4,7 +4,7 @@ use super::Outcome;
 use super::context::Context;
 use super::run::default_jobs;
 use crate::db::{Class, Limits};
-use crate::engine::{Drive, End, Goal, UpgradeDrive, UpgradeEnd, UpgradeGoal};
+use crate::engine::{Changes, End, Goal, UpgradeGoal, Upgrades};
 use crate::store::Unfit;
 use clap::Args;
 use tracing::{info, warn};
@@ -36,13 +36,13 @@ impl Agent {
             Err(unfit) => return Err(unfit.into()),
         }
         info!(target_database = %context.target, jobs, version = env!("CARGO_PKG_VERSION"), "agent started");
-        let drive = Drive::new(context.target.clone(), Goal::Every, jobs, context.signals.clone());
-        let upgrades = UpgradeDrive::new(context.target.clone(), UpgradeGoal::Every, jobs, context.signals.clone());
-        let (changes, upgrades) = tokio::join!(drive.run(|_, _| {}), upgrades.run(|_, _| {}));
+        let changes = Changes::drive(context.target.clone(), Goal::Every, jobs, context.signals.clone());
+        let upgrades = Upgrades::drive(context.target.clone(), UpgradeGoal::Every, jobs, context.signals.clone());
+        let (changes, upgrades) = tokio::join!(changes.run(|_, _| {}), upgrades.run(|_, _| {}));
         if let End::Failed(unfit) = changes {
             return Err(unfit.into());
         }
-        if let UpgradeEnd::Failed(unfit) = upgrades {
+        if let End::Failed(unfit) = upgrades {
             return Err(unfit.into());
         }
         info!("agent stopped");

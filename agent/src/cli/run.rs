@@ -5,7 +5,7 @@ use super::context::Context;
 use super::output::{self, Output};
 use super::progress::{Look, Progress};
 use crate::db::Limits;
-use crate::engine::{Drive, End, Goal};
+use crate::engine::{Changes, End, Goal};
 use crate::store::{Change, Selector, pick};
 use anyhow::bail;
 use migrator_core::state::State;
@@ -37,7 +37,7 @@ pub async fn to_the_end(
 ) -> anyhow::Result<Outcome> {
     let jobs = jobs.or(context.jobs).unwrap_or_else(default_jobs).max(1);
     let mut progress = Progress::new(output.json || context.quiet, &context.log);
-    let drive = Drive::new(context.target.clone(), Goal::Change(change), jobs, context.signals.clone());
+    let drive = Changes::drive(context.target.clone(), Goal::Change(change), jobs, context.signals.clone());
     let end = drive
         .run(|changes, reason| {
             if let Some(change) = changes.first() {
@@ -51,7 +51,7 @@ pub async fn to_the_end(
         End::Interrupted => bail!(
             "interrupted; nothing is lost: go on with `migrator prepare --change {change}`, or leave it to an agent"
         ),
-        End::Settled | End::Blocked => {}
+        End::Done(_) => {}
     }
     let store = context.store("look", Limits::Short).await?;
     let now = pick(&store.changes(true).await?, &Selector::Change(change))?.clone();

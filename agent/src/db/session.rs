@@ -39,6 +39,7 @@ pub struct Session {
     pump: JoinHandle<()>,
     canceller: Canceller,
     name: String,
+    relaxed: bool,
 }
 
 /// Asks the server to end what a session is doing.
@@ -120,6 +121,16 @@ impl Session {
         if name != self.name {
             self.run(&format!("set application_name = {}", literal(&name))).await?;
             self.name = name;
+        }
+        Ok(())
+    }
+
+    /// Whether commits return before they are on disk from now on; else the server's own setting holds. Costs a round trip
+    /// only when it changes.
+    pub async fn relax(&mut self, relaxed: bool) -> Result<(), Trouble> {
+        if relaxed != self.relaxed {
+            self.run(if relaxed { "set synchronous_commit = off" } else { "reset synchronous_commit" }).await?;
+            self.relaxed = relaxed;
         }
         Ok(())
     }
@@ -298,5 +309,5 @@ where
             }
         }
     });
-    Session { client, pump, canceller, name: full_name(name) }
+    Session { client, pump, canceller, name: full_name(name), relaxed: false }
 }

@@ -1,13 +1,17 @@
-//! Drives changes: decides what to do after each call (`decide`, pure), whose turn it is (`board`, pure), and does it
-//! over several connections (`worker`, `drive`). All state is in the database: whoever is killed here loses nothing.
+//! Drives what there is to do: decides what to do after each call (`decide`, `delays`, pure), and does it over several
+//! connections (`drive`, `worker`). What they have to know of `change`s and of `upgrade`s of rows is `work`. All state is in
+//! the database: whoever is killed here loses nothing.
 
-mod board;
+mod change;
 mod decide;
+mod delays;
 mod drive;
 mod signals;
 mod upgrade;
+mod work;
 mod worker;
 
-pub use drive::{Drive, End, Goal, interruptible};
-pub use signals::Signals;
-pub use upgrade::{UpgradeDrive, UpgradeEnd, UpgradeGoal};
+pub use change::{Changes, Goal};
+pub use signals::{Signals, interruptible};
+pub use upgrade::{UpgradeGoal, Upgrades};
+pub use work::End;

@@ -1,5 +1,7 @@
 //! SIGTERM and SIGINT: the first asks everybody to finish what is in hand, the second ends it.
 
+use crate::db::Trouble;
+use crate::store::Store;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -34,5 +36,23 @@ async fn either(one: &mut Signal, other: &mut Signal) {
     tokio::select! {
         _ = one.recv() => {}
         _ = other.recv() => {}
+    }
+}
+
+/// Runs a single call, which a first signal asks the server to end and a second one abandons.
+pub async fn interruptible<T>(
+    signals: &Signals,
+    store: &Store,
+    call: impl Future<Output = Result<T, Trouble>>,
+) -> Result<T, Trouble> {
+    let canceller = store.canceller();
+    tokio::pin!(call);
+    tokio::select! {
+        done = &mut call => return done,
+        () = signals.stop.cancelled() => canceller.cancel().await,
+    }
+    tokio::select! {
+        done = &mut call => done,
+        () = signals.now.cancelled() => Err(Trouble::Unexpected("abandoned by a signal; see migrator status".to_owned())),
     }
 }

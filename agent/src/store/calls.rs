@@ -56,6 +56,11 @@ impl Store {
         self.session.rename(name).await
     }
 
+    /// Whether commits return before they are on disk from now on; else the server's own setting holds.
+    pub async fn relax(&mut self, relaxed: bool) -> Result<(), Trouble> {
+        self.session.relax(relaxed).await
+    }
+
     /// For ending what the connection is doing.
     pub fn canceller(&self) -> Canceller {
         self.session.canceller()

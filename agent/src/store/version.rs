@@ -1,6 +1,6 @@
 //! Whether this program and the extension fit: the same major and minor version.
 
-use crate::db::{Session, Trouble};
+use crate::db::{Class, Session, Trouble};
 use serde::Deserialize;
 
 /// This program's version.
@@ -35,6 +35,15 @@ pub enum Unfit {
 }
 
 impl Unfit {
+    /// What can be done about it.
+    pub fn class(&self) -> Class {
+        match self {
+            Unfit::Trouble(trouble) => trouble.class(),
+            // The extension is being updated or the program was left behind: a person must look.
+            Unfit::Missing { .. } | Unfit::Library { .. } | Unfit::Objects { .. } => Class::Stop,
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {

@@ -8,7 +8,7 @@ use crate::cli::output::{self, Output};
 use crate::cli::progress::Progress;
 use crate::cli::run::default_jobs;
 use crate::db::Limits;
-use crate::engine::{UpgradeDrive, UpgradeEnd, UpgradeGoal, interruptible};
+use crate::engine::{End, UpgradeGoal, Upgrades, interruptible};
 use crate::store::{Upgrade, UpgradeFilter, UpgradeOrder, UpgradeStep};
 use anyhow::bail;
 use clap::Args;
@@ -106,7 +106,7 @@ async fn to_the_end(
     let workers = workers.or(context.jobs).unwrap_or_else(default_jobs).max(1);
     let mut progress = Progress::new(output.json || context.quiet, &context.log);
     let goal = UpgradeGoal::Table { table: picked.table, name: name.clone() };
-    let end = UpgradeDrive::new(context.target.clone(), goal, workers, context.signals.clone())
+    let end = Upgrades::drive(context.target.clone(), goal, workers, context.signals.clone())
         .run(|upgrades, reason| {
             if let Some(look) = shown::looked(upgrades, reason) {
                 progress.show(look, Instant::now());
@@ -115,9 +115,9 @@ async fn to_the_end(
         .await;
     progress.end();
     let step = match end {
-        UpgradeEnd::Done(step) => step,
-        UpgradeEnd::Failed(unfit) => return Err(unfit.into()),
-        UpgradeEnd::Interrupted => bail!(
+        End::Done(step) => step,
+        End::Failed(unfit) => return Err(unfit.into()),
+        End::Interrupted => bail!(
             "interrupted; nothing is lost: go on with `migrator upgrade run {}`, or leave it to an agent",
             picked.relation
         ),

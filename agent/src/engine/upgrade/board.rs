@@ -4,10 +4,9 @@
 //! away for as long as the step said, and the others go on; where nobody is left, the whole table rests.
 
 use crate::db::Class;
-use crate::engine::board::delays;
 use crate::engine::decide::{Action, Observation, decide};
+use crate::engine::delays::Delays;
 use crate::store::{Mark, Upgrade, UpgradeStep};
-use backon::ExponentialBackoff;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -37,7 +36,7 @@ struct Card {
     stopped: bool,
     /// Somebody did something while workers were at it: what they bring back may be older.
     touched: bool,
-    delays: Option<(Action, ExponentialBackoff)>,
+    delays: Delays,
     /// Why the last call did nothing.
     reason: Option<String>,
 }
@@ -94,7 +93,7 @@ impl Board {
                         crowded: None,
                         stopped: false,
                         touched: false,
-                        delays: None,
+                        delays: Delays::default(),
                         reason: None,
                     };
                     self.cards.insert(*oid, card);
@@ -121,19 +120,13 @@ impl Board {
         card.active -= 1;
         let touched = std::mem::take(&mut card.touched);
         if step.is_some() {
-            card.delays = None;
+            card.delays.reset();
         }
         let rest = match action {
             Action::Again => Duration::ZERO,
             Action::Rest(_) if touched => Duration::ZERO,
             Action::Wait(time) | Action::Rest(time) => time,
-            Action::Retry | Action::BackOff | Action::Reconnect => {
-                if card.delays.as_ref().is_none_or(|(of, _)| *of != action) {
-                    card.delays = Some((action, delays(action)));
-                }
-                let next = card.delays.as_mut().and_then(|(_, delays)| delays.next());
-                next.unwrap_or(Duration::from_secs(30))
-            }
+            Action::Retry | Action::BackOff | Action::Reconnect => card.delays.next(action),
             Action::Over | Action::Stop => {
                 card.stopped = !touched;
                 Duration::ZERO

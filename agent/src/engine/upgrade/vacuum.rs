@@ -1,7 +1,7 @@
 //! VACUUM beside the batches: on a connection of its own, never two at once for one table.
 
 use crate::db::{Limits, Target, Trouble};
-use crate::engine::worker::locked;
+use crate::engine::work::locked;
 use crate::store::{Store, Unfit};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

@@ -3,9 +3,9 @@
 //! A change that has work is open to every worker; one whose last call found nothing to do is called by one worker at a
 //! time, when it is due.
 
-use super::decide::Action;
+use crate::engine::decide::Action;
+use crate::engine::delays::Delays;
 use crate::store::{Advance, Change};
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ struct Card {
     /// Workers that are at it.
     active: usize,
     stopped: Stopped,
-    delays: Option<(Action, ExponentialBackoff)>,
+    delays: Delays,
     /// Why the last call did nothing.
     reason: Option<String>,
 }
@@ -49,15 +49,6 @@ pub struct Turn {
     pub change: i64,
     /// `copy:42`: what is probably next, for the connection's name.
     pub name: String,
-}
-
-/// How delays grow after each action that asks for a longer one each time.
-pub(super) fn delays(action: Action) -> ExponentialBackoff {
-    let (least, most) = match action {
-        Action::Retry => (Duration::from_millis(10), Duration::from_secs(1)),
-        _ => (Duration::from_millis(200), Duration::from_secs(30)),
-    };
-    ExponentialBuilder::new().with_min_delay(least).with_max_delay(most).without_max_times().with_jitter().build()
 }
 
 impl Board {
@@ -88,7 +79,7 @@ impl Board {
                         quiet: false,
                         active: 0,
                         stopped: Stopped::No,
-                        delays: None,
+                        delays: Delays::default(),
                         reason: None,
                     };
                     self.cards.insert(change.change, card);
@@ -122,20 +113,14 @@ impl Board {
         card.quiet = !matches!(action, Action::Again);
         let rest = match action {
             Action::Again => {
-                card.delays = None;
+                card.delays.reset();
                 Duration::ZERO
             }
             Action::Wait(time) | Action::Rest(time) => {
-                card.delays = None;
+                card.delays.reset();
                 time
             }
-            Action::Retry | Action::BackOff | Action::Reconnect => {
-                if card.delays.as_ref().is_none_or(|(of, _)| *of != action) {
-                    card.delays = Some((action, delays(action)));
-                }
-                let next = card.delays.as_mut().and_then(|(_, delays)| delays.next());
-                next.unwrap_or(Duration::from_secs(30))
-            }
+            Action::Retry | Action::BackOff | Action::Reconnect => card.delays.next(action),
             Action::Over | Action::Stop => {
                 card.stopped = Stopped::Just;
                 Duration::ZERO
