@@ -37,6 +37,27 @@ extension_sql_file!(
     name = "load",
     requires = [api::load::set_limit, api::load::set_own_query, api::load::_signals]
 );
+// Only one file can come last by itself, so this one names what it speaks of.
+extension_sql_file!(
+    "../../sql/upgrade_comments.sql",
+    name = "upgrade_comments",
+    requires = [
+        "upgrade_views",
+        "upgrade_procedures",
+        api::upgrade::register_upgrade,
+        api::upgrade::explain_upgrade,
+        api::upgrade::step,
+        api::upgrade::retire_upgrade,
+        api::upgrade::pause_upgrades,
+        api::upgrade::resume_upgrades,
+        api::upgrade::verify_upgrades,
+        api::hand::select_batch,
+        api::hand::mark_applied,
+        api::hand::ensure_upgraded,
+        api::hand::retry_failed,
+        api::hand::waive_failed
+    ]
+);
 extension_sql_file!("../../sql/comments.sql", name = "comments", finalize);
 
 /// What PostgreSQL calls when it loads the library.
