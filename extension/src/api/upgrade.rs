@@ -44,23 +44,15 @@ fn register_upgrade(
     view_name: default!(Option<&str>, "NULL"),
     strategy: default!(Option<&str>, "'rows'"),
 ) -> i64 {
-    let request = table::given(relation.map(|relation| relation.0)).map(|relation| Request {
-        relation,
-        name: name.unwrap_or_default().to_owned(),
-        set: set.map(|set| set.0),
-        function: function.map(|function| function.0),
-        inputs,
-        outputs,
-        ordinal,
-        safe_in_place,
-        batch_size,
-        cleanup_batch_size,
-        target_ms: target.map(milliseconds),
-        view_name: view_name.map(str::to_owned),
-        strategy: strategy.unwrap_or("rows").to_owned(),
-        caller: role::caller(),
-        settings: settings::of_session(),
-    });
+    let request =
+        request(relation, name, set, function, inputs, outputs, safe_in_place, strategy).map(|request| Request {
+            ordinal,
+            batch_size,
+            cleanup_batch_size,
+            target_ms: target.map(milliseconds),
+            view_name: view_name.map(str::to_owned),
+            ..request
+        });
     answer(REGISTER, || role::as_extension(|| install::register(&request?)))
 }
 
@@ -88,8 +80,28 @@ fn explain_upgrade(
         name!(note, Option<String>),
     ),
 > {
-    let request = table::given(relation.map(|relation| relation.0)).map(|relation| Request {
-        relation,
+    let request = request(relation, name, set, function, inputs, outputs, safe_in_place, strategy);
+    let rows = answer(LOOK, || role::as_extension(|| explain::rows(&request?)));
+    TableIterator::new((1..).zip(rows).map(|(ordinal, row)| {
+        let explain::Row { step, object, statement, lock, held, note } = row;
+        (ordinal, step.to_owned(), object, statement, lock.map(str::to_owned), held, note)
+    }))
+}
+
+/// What both of them take; all else as where it is left out.
+#[allow(clippy::too_many_arguments)]
+fn request(
+    relation: Option<RegClass>,
+    name: Option<&str>,
+    set: Option<JsonB>,
+    function: Option<RegProcedure>,
+    inputs: Option<Vec<String>>,
+    outputs: Option<Vec<String>>,
+    safe_in_place: bool,
+    strategy: Option<&str>,
+) -> Result<Request, Failure> {
+    Ok(Request {
+        relation: table::given(relation.map(|relation| relation.0))?,
         name: name.unwrap_or_default().to_owned(),
         set: set.map(|set| set.0),
         function: function.map(|function| function.0),
@@ -104,12 +116,7 @@ fn explain_upgrade(
         strategy: strategy.unwrap_or("rows").to_owned(),
         caller: role::caller(),
         settings: settings::of_session(),
-    });
-    let rows = answer(LOOK, || role::as_extension(|| explain::rows(&request?)));
-    TableIterator::new((1..).zip(rows).map(|(ordinal, row)| {
-        let explain::Row { step, object, statement, lock, held, note } = row;
-        (ordinal, step.to_owned(), object, statement, lock.map(str::to_owned), held, note)
-    }))
+    })
 }
 
 /// Whole milliseconds; -1 for what no batch could take.
