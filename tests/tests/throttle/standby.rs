@@ -1,0 +1,67 @@
+//! Standbys that fall behind, that commits wait for, and that are lost.
+
+use crate::watched::{Watched, until};
+use migrator_tests::*;
+use std::time::Duration;
+
+pub async fn standbys(server: Server) -> Result<()> {
+    let primary = server.cluster(&[("autovacuum", "off")]).await?;
+    let watched = Watched::of(&primary).await?;
+    let session = &watched.session;
+    let standby = primary.standby().await?;
+    let there = standby.connect("postgres").await?;
+    until(session, "select count(*) from pg_stat_replication where state = 'streaming'").await?;
+    watched.until_over("replay_lag").await?;
+    let name = session.value("select application_name from pg_stat_replication").await?;
+
+    // It stops to replay. What it has received is not what its readers see.
+    watched.limit("'replay_lag', '500 ms', '200 ms'").await?;
+    there.run("select pg_wal_replay_pause()").await?;
+    until(&there, "select count(*) where pg_get_wal_replay_pause_state() = 'paused'").await?;
+    watched
+        .until_raised_by(
+            "create table written (); drop table written",
+            "replay_lag",
+            "hold",
+            &format!("standby {name}/local fell more than"),
+        )
+        .await?;
+    there.run("select pg_wal_replay_resume()").await?;
+    watched.until_over("replay_lag").await?;
+    watched.limit("'replay_lag', '60 s'").await?;
+
+    // Commits wait for one that is not there; ours must not, or nobody could say why.
+    watched.driver.run("set synchronous_commit = on").await?;
+    watched.setting("synchronous_standby_names", &name).await?;
+    watched.until_over("synchronous_standby").await?;
+    watched.setting("synchronous_standby_names", "FIRST 2 (a, *)").await?;
+    let held = watched.until_raised("synchronous_standby", "hold", "asks for 2 standby(s), of which 1 are there");
+    tokio::time::timeout(Duration::from_secs(30), held).await.context("the hold itself waits for the standby")??;
+    let by_hand = watched.driver.row("select done, reason, wait_ms from migrator.copy_batch('busy')");
+    let by_hand = tokio::time::timeout(Duration::from_secs(30), by_hand).await.context("so does copy_batch")??;
+    ensure!(by_hand[0] == "f" && by_hand[1].contains("of which 1 are there") && by_hand[2] == "1000", "{by_hand:?}");
+    ensure!(
+        watched.driver.value("show synchronous_commit").await? == "on",
+        "the session was left with another setting"
+    );
+    watched.setting("synchronous_standby_names", "").await?;
+    watched.until_over("synchronous_standby").await?;
+
+    // It goes away, and comes back.
+    let conninfo = there.value("select current_setting('primary_conninfo')").await?;
+    standby.cut_off().await?;
+    watched.until_raised("lost_standby", "slow", &format!("standby {name}/local was streaming")).await?;
+    there.run(&format!("alter system set primary_conninfo = {}", session::literal(&conninfo))).await?;
+    there.run("select pg_reload_conf()").await?;
+    watched.until_over("lost_standby").await?;
+    // Or it does not, and nobody expects it.
+    standby.cut_off().await?;
+    watched.until_raised("lost_standby", "slow", "was streaming within the last 1 h").await?;
+    watched.limit(&format!("'lost_standby', ignoring => '{{{name}}}'")).await?;
+    watched.until_over("lost_standby").await?;
+    watched.limit("'lost_standby'").await?;
+    watched.until_raised("lost_standby", "slow", "was streaming").await?;
+    watched.limit("'lost_standby', '1 ms'").await?;
+    watched.until_over("lost_standby").await?;
+    watched.end().await
+}
