@@ -25,6 +25,38 @@ for_oldest_and_newest_server!(
 const ARTICLE: &str = "create table article (id bigint generated always as identity primary key, headline text not null, content text, \
     size int, summary text, n int not null default 0)";
 
+/// A database with so many articles.
+async fn articles(server: &Server, rows: u32) -> Result<(Database, Session)> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(ARTICLE).await?;
+    let rows = format!("select 'h', g::text from generate_series(1, {rows}) g");
+    session.run(&format!("insert into article (headline, content) {rows}")).await?;
+    Ok((database, session))
+}
+
+/// The same where they are to get their `size`, and a worker for it. `sizes`: what else to say when that is registered.
+async fn unsized_articles(server: &Server, rows: u32, sizes: &str) -> Result<(Database, Session, Worker)> {
+    let (database, session) = articles(server, rows).await?;
+    let upgrade = format!("'size', '{{\"size\": \"length(content)\"}}'{sizes}");
+    session.run(&format!("select migrator.register_upgrade('article', {upgrade})")).await?;
+    let worker = Worker::new(&database, "article", "w").await?;
+    Ok((database, session, worker))
+}
+
+async fn every_size_fits(session: &Session, what: &str) -> Result<()> {
+    let wrong = session.number("select count(*) from article where size is distinct from length(content)").await?;
+    ensure!(wrong == 0, "{what}: {wrong} sizes are wrong");
+    Ok(())
+}
+
+/// Steps until everything that is registered is complete.
+async fn complete(worker: &mut Worker, session: &Session, table: &str) -> Result<()> {
+    let step = worker.run().await?;
+    ensure!(step.state == "complete", "{step:?}, {}", states(session, table).await?);
+    Ok(())
+}
+
 /// Old writers know `content`, new ones write `summary` themselves; the sweep goes over the table again and again.
 async fn old_and_new_writers_while_rows_are_upgraded(server: Server) -> Result<()> {
     let database = server.database().await?;
@@ -180,8 +212,7 @@ async fn bad_rows_wherever_they_are(server: Server) -> Result<()> {
     ensure!(told == ["63", "22P02", "t", "t"], "{told:?}");
     // An application mends some, and some go.
     session.run("update article set content = '5' where content = 'bad' and id <> 1500; delete from article where id = 1500").await?;
-    let step = worker.run().await?;
-    ensure!(step.state == "complete", "{step:?}, {}", states(&session, "article").await?);
+    complete(&mut worker, &session, "article").await?;
     ensure!(
         session.number("select count(*) from migrator.upgrade_failure").await? == 0,
         "mended rows are still told of"
@@ -213,20 +244,15 @@ async fn bad_rows_wherever_they_are(server: Server) -> Result<()> {
         .run("create or replace function broken(text) returns int immutable language sql as 'select length($1)'")
         .await?;
     session.run("select migrator.resume_upgrades('other')").await?;
-    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "other").await?);
+    complete(&mut worker, &session, "other").await?;
     Ok(())
 }
 
 /// The batch does not wait, nor does the application; the row is done when it is free.
 async fn a_row_that_somebody_holds_is_done_later(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session.run(ARTICLE).await?;
-    session.run("insert into article (headline, content) select 'h', g::text from generate_series(1, 2000) g").await?;
-    session.run("select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}')").await?;
+    let (database, session, mut worker) = unsized_articles(&server, 2000, "").await?;
     let holder = database.connect_as("postgres", "holder").await?;
     holder.run("begin; select * from article where id in (7, 1999) for update").await?;
-    let mut worker = Worker::new(&database, "article", "w").await?;
     let step = worker.until(|step| step.reason.contains("locked by other sessions")).await?;
     ensure!(step.reason.starts_with("2 row(s)"), "{step:?}");
     ensure!(session.number("select count(*) from article where size is null").await? == 2, "others are not done");
@@ -234,21 +260,13 @@ async fn a_row_that_somebody_holds_is_done_later(server: Server) -> Result<()> {
     holder
         .run("update article set content = 'held' where id = 7; update article set n = 1 where id = 8; commit")
         .await?;
-    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "article").await?);
+    complete(&mut worker, &session, "article").await?;
     ensure!(session.value("select size from article where id = 7").await? == "4", "the row that was held");
     Ok(())
 }
 
 async fn inserts_faster_than_the_sweep(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session.run(ARTICLE).await?;
-    session.run("insert into article (headline, content) select 'h', g::text from generate_series(1, 3000) g").await?;
-    session
-        .run(
-            "select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}', batch_size => 100)",
-        )
-        .await?;
+    let (database, session, mut worker) = unsized_articles(&server, 3000, ", batch_size => 100").await?;
     let (stop, inserted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(0)));
     let (writer, stopped, count) = (database.connect_as("postgres", "writer").await?, stop.clone(), inserted.clone());
     let writing = tokio::spawn(async move {
@@ -260,7 +278,6 @@ async fn inserts_faster_than_the_sweep(server: Server) -> Result<()> {
         }
         Ok::<(), anyhow::Error>(())
     });
-    let mut worker = Worker::new(&database, "article", "w").await?;
     let mut before = 0;
     // Each step of the sweep is slower than what is inserted meanwhile.
     let step = loop {
@@ -277,25 +294,13 @@ async fn inserts_faster_than_the_sweep(server: Server) -> Result<()> {
     stop.store(true, Ordering::Relaxed);
     writing.await??;
     ensure!(inserted.load(Ordering::Relaxed) > 3000, "hardly anything was inserted: {step:?}");
-    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "article").await?);
-    ensure!(
-        session.number("select count(*) from article where size is distinct from length(content)").await? == 0,
-        "rows are wrong"
-    );
+    complete(&mut worker, &session, "article").await?;
+    every_size_fits(&session, "at the end").await?;
     Ok(())
 }
 
 async fn what_happens_to_the_table_meanwhile(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session.run(ARTICLE).await?;
-    session.run("insert into article (headline, content) select 'h', g::text from generate_series(1, 3000) g").await?;
-    session
-        .run(
-            "select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}', batch_size => 300)",
-        )
-        .await?;
-    let mut worker = Worker::new(&database, "article", "w").await?;
+    let (_, session, mut worker) = unsized_articles(&server, 3000, ", batch_size => 300").await?;
     let doings = [
         "vacuum full article",
         "alter table article add column late int",
@@ -312,17 +317,11 @@ async fn what_happens_to_the_table_meanwhile(server: Server) -> Result<()> {
     let settings =
         "set statement_timeout = '5s'; set lock_timeout = '1s'; set idle_in_transaction_session_timeout = '5s'";
     worker.session().run(settings).await?;
-    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "article").await?);
-    ensure!(
-        session.number("select count(*) from article where size is distinct from length(content)").await? == 0,
-        "rows are wrong"
-    );
+    complete(&mut worker, &session, "article").await?;
+    every_size_fits(&session, "after all of these").await?;
     // Emptied and filled again.
     session.run("truncate article; insert into article (headline, content) select 'h', g::text from generate_series(1, 100) g").await?;
-    ensure!(
-        session.number("select count(*) from article where size is distinct from length(content)").await? == 0,
-        "new rows are wrong"
-    );
+    every_size_fits(&session, "rows that are new").await?;
     // A column that an upgrade needs goes: nobody's writes fail, and it is told.
     session.run("alter table article rename column content to body").await?;
     ensure!(session.run("insert into article (headline, body) values ('x', 'yyy')").await? == 1, "an insert failed");
@@ -334,11 +333,8 @@ async fn what_happens_to_the_table_meanwhile(server: Server) -> Result<()> {
     ensure!(refusal?.code == "25001", "a step inside BEGIN");
     session.run("alter table article rename column body to content").await?;
     session.run("select migrator.verify_upgrades('article')").await?;
-    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "article").await?);
-    ensure!(
-        session.number("select count(*) from article where size is distinct from length(content)").await? == 0,
-        "rows are wrong"
-    );
+    complete(&mut worker, &session, "article").await?;
+    every_size_fits(&session, "at the end").await?;
     Ok(())
 }
 
@@ -407,7 +403,7 @@ async fn partitions_with_rows_moving(server: Server) -> Result<()> {
     session
         .run("create table parted_3 partition of parted for values in (3); insert into parted values (5000, 3, 'abc')")
         .await?;
-    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "parted").await?);
+    complete(&mut worker, &session, "parted").await?;
     let wrong = session
         .number("select count(*) from parted where w is distinct from length(v) or applied_upgrades <> '{w}'")
         .await?;
@@ -418,10 +414,7 @@ async fn partitions_with_rows_moving(server: Server) -> Result<()> {
 
 /// A name means nothing at once, goes with writes and batches, and cannot be used again before it is gone.
 async fn retired_names(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session.run(ARTICLE).await?;
-    session.run("insert into article (headline, content) select 'h', g::text from generate_series(1, 3000) g").await?;
+    let (database, session) = articles(&server, 3000).await?;
     for name in ["size", "summary"] {
         let expression = if name == "size" { "length(content)" } else { "content" };
         session.run(&format!("select migrator.register_upgrade('article', '{name}', '{{\"{name}\": \"{expression}\"}}', cleanup_batch_size => 500)")).await?;
@@ -489,7 +482,7 @@ async fn rows_of_five_megabytes(server: Server) -> Result<()> {
     session.run("select migrator.register_upgrade('big', 'w', '{\"w\": \"length(v)\"}')").await?;
     let before = session.value("select pg_current_wal_insert_lsn()").await?;
     let mut worker = Worker::new(&database, "big", "w").await?;
-    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "big").await?);
+    complete(&mut worker, &session, "big").await?;
     ensure!(session.number("select count(*) from big where w < 4999998 or w is null").await? == 0, "rows are wrong");
     // What the upgrade does not touch is not written again.
     let wal =
@@ -514,7 +507,7 @@ async fn two_in_place_on_one_column(server: Server) -> Result<()> {
     );
     session.run("update twice set x = 7 where id = 1; insert into twice values (1000, 2001)").await?;
     let mut worker = Worker::new(&database, "twice", "w").await?;
-    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "twice").await?);
+    complete(&mut worker, &session, "twice").await?;
     let wrong = session.number("select count(*) from twice where x <> case id when 1 then 7 else 2 * id + 1 end or applied_upgrades <> '{double,more}'").await?;
     ensure!(wrong == 0, "{wrong} rows are wrong");
     Ok(())
@@ -522,12 +515,7 @@ async fn two_in_place_on_one_column(server: Server) -> Result<()> {
 
 /// Between the last look at a row and the word complete somebody registers another upgrade: nobody has looked for that one.
 async fn registered_while_the_last_rows_are_looked_at(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session.run(ARTICLE).await?;
-    session.run("insert into article (headline, content) select 'h', g::text from generate_series(1, 500) g").await?;
-    session.run("select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}')").await?;
-    let mut worker = Worker::new(&database, "article", "w").await?;
+    let (_, session, mut worker) = unsized_articles(&server, 500, "").await?;
     worker.until(|step| step.state == "verifying" && step.rows > 0).await?;
     session.run("select pg_advisory_lock(7331)").await?;
     worker.session().run("set migrator.crash_at = 'step.alone:wait'").await?;
@@ -546,7 +534,7 @@ async fn registered_while_the_last_rows_are_looked_at(server: Server) -> Result<
     let (mut worker, step) = ending.await??;
     let now = states(&session, "article").await?;
     ensure!(now.ends_with("summary=running"), "after {step:?}: {now}");
-    ensure!(worker.run().await?.state == "complete", "{}", states(&session, "article").await?);
+    complete(&mut worker, &session, "article").await?;
     ensure!(
         session.number("select count(*) from article where summary is null").await? == 0,
         "complete, and rows lack it"
@@ -555,12 +543,7 @@ async fn registered_while_the_last_rows_are_looked_at(server: Server) -> Result<
 }
 
 async fn a_guard_that_was_switched_off(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session.run(ARTICLE).await?;
-    session.run("insert into article (headline, content) select 'h', g::text from generate_series(1, 500) g").await?;
-    session.run("select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}')").await?;
-    let mut worker = Worker::new(&database, "article", "w").await?;
+    let (_, session, mut worker) = unsized_articles(&server, 500, "").await?;
     for doing in [
         "alter table article disable trigger all; alter table article enable trigger all",
         "drop trigger \"~migrator_guard\" on article",
@@ -577,8 +560,7 @@ async fn a_guard_that_was_switched_off(server: Server) -> Result<()> {
         session.run("select migrator.resume_upgrades('article')").await?;
         ensure!(worker.run().await?.state == "complete", "after {doing}: {}", states(&session, "article").await?);
         session.run("update article set content = content || '0' where id = 3").await?;
-        let wrong = session.number("select count(*) from article where size is distinct from length(content)").await?;
-        ensure!(wrong == 0, "after {doing}: {wrong} rows are wrong");
+        every_size_fits(&session, doing).await?;
     }
     Ok(())
 }
