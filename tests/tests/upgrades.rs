@@ -84,7 +84,7 @@ async fn old_and_new_writers_while_rows_are_upgraded(server: Server) -> Result<(
                     4 => format!("begin; update article set content = 'rolled back' where id = {id}; rollback"),
                     // As an object-relational mapper does it: the whole row, names included, as it was read before.
                     5 => format!(
-                        "do $$ declare a article; begin select * into a from article where id = {id}; perform pg_sleep(0.002); \
+                        "do $$ declare a article; begin select * into a from article where id = {id}; if not found then return; end if; perform pg_sleep(0.002); \
                          update article set headline = a.headline, content = a.content, size = a.size, summary = a.summary, applied_upgrades = a.applied_upgrades where id = {id}; \
                          exception when undefined_column then null; end $$"
                     ),
