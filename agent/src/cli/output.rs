@@ -47,6 +47,13 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
     line(table.to_string().trim_end());
 }
 
+/// Writes everything about one thing: what each is and what it says, a line each.
+pub fn facts(facts: &[(&str, String)]) {
+    for (name, value) in facts {
+        line(&format!("{name:<18} {value}"));
+    }
+}
+
 /// The kind of an upgrade of rows, beside those of changes.
 pub const UPGRADE: &str = "upgrade";
 
@@ -92,6 +99,13 @@ pub fn eta(change: &Change) -> String {
 /// `1,234,567`.
 pub fn count(number: Option<i64>) -> String {
     number.and_then(|number| u64::try_from(number).ok()).map_or_else(|| "-".to_owned(), |n| HumanCount(n).to_string())
+}
+
+/// Rows a second.
+pub fn rate(rows: Option<f64>) -> String {
+    // A rate of rows is far below what an i64 holds.
+    #[allow(clippy::cast_possible_truncation)]
+    count(rows.map(|rows| rows.round() as i64))
 }
 
 /// Changes and upgrades in one table: where each stands and what somebody should do.

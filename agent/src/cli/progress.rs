@@ -1,7 +1,7 @@
 //! Progress of one change, or of one table's upgrades: a bar on a terminal, a line every few seconds elsewhere, nothing where nobody reads it.
 
 use super::logging::Sink;
-use super::output::{count, duration, share};
+use super::output::{count, duration, rate, share};
 use crate::store::Change;
 use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -125,10 +125,8 @@ fn figures(look: &Look) -> String {
         (Some(done), _) => parts.push(format!("{} rows", count(Some(done)))),
         (None, _) => {}
     }
-    if let Some(rate) = look.rate {
-        // A rate of rows is far below what an i64 holds.
-        #[allow(clippy::cast_possible_truncation)]
-        parts.push(format!("{} rows/s", count(Some(rate.round() as i64))));
+    if look.rate.is_some() {
+        parts.push(format!("{} rows/s", rate(look.rate)));
     }
     if look.eta_seconds.is_some() {
         parts.push(format!("{} to go", duration(look.eta_seconds)));

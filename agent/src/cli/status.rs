@@ -55,7 +55,7 @@ impl Status {
 }
 
 fn in_full(change: &Change) {
-    let rows = [
+    output::facts(&[
         ("change", change.change.to_string()),
         ("kind", change.kind.clone()),
         ("table", change.relation.clone()),
@@ -74,8 +74,5 @@ fn in_full(change: &Change) {
         ("does not fit back", or_dash(change.unfit.as_deref())),
         ("waits for", or_dash(change.waits_for.as_deref())),
         ("next step", or_dash(change.next_step.as_deref())),
-    ];
-    for (name, value) in rows {
-        output::line(&format!("{name:<18} {value}"));
-    }
+    ]);
 }

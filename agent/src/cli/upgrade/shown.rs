@@ -1,57 +1,47 @@
 //! How upgrades look on a terminal.
 
-use crate::cli::output::{self, count, duration, moment, or_dash, share};
+use crate::cli::output::{self, count, duration, moment, or_dash, rate, share};
 use crate::cli::progress::Look;
 use crate::store::Upgrade;
 
-/// Rows a second.
-fn rate(upgrade: &Upgrade) -> String {
-    // A rate of rows is far below what an i64 holds.
-    #[allow(clippy::cast_possible_truncation)]
-    count(upgrade.rows_per_second.map(|rate| rate.round() as i64))
+/// What begins every line.
+const HEADER: [&str; 8] = ["TABLE", "NAME", "KIND", "STATE", "DONE", "ROWS", "TO DO", "ASIDE"];
+
+/// A line each, which ends with these columns.
+fn lines<const N: usize>(upgrades: &[Upgrade], header: [&str; N], end: impl Fn(&Upgrade) -> [String; N]) {
+    let row = |upgrade: &Upgrade| {
+        let begin = [
+            upgrade.relation.clone(),
+            upgrade.name.clone(),
+            upgrade.kind.clone(),
+            upgrade.state.clone(),
+            share(upgrade.progress),
+            count(upgrade.rows_done),
+            count(upgrade.rows_pending),
+            count(upgrade.failed),
+        ];
+        begin.into_iter().chain(end(upgrade)).collect()
+    };
+    output::table(&[&HEADER[..], &header].concat(), upgrades.iter().map(row));
 }
 
 /// What is registered, a line each.
 pub fn listed(upgrades: &[Upgrade]) {
-    let header = ["TABLE", "NAME", "KIND", "STATE", "DONE", "ROWS", "TO DO", "ASIDE", "REGISTERED", "COMPLETE"];
-    let row = |upgrade: &Upgrade| {
-        vec![
-            upgrade.relation.clone(),
-            upgrade.name.clone(),
-            upgrade.kind.clone(),
-            upgrade.state.clone(),
-            share(upgrade.progress),
-            count(upgrade.rows_done),
-            count(upgrade.rows_pending),
-            count(upgrade.failed),
-            moment(upgrade.registered_at.as_deref()),
-            moment(upgrade.completed_at.as_deref()),
-        ]
-    };
-    output::table(&header, upgrades.iter().map(row));
+    lines(upgrades, ["REGISTERED", "COMPLETE"], |upgrade| {
+        [moment(upgrade.registered_at.as_deref()), moment(upgrade.completed_at.as_deref())]
+    });
 }
 
 /// How each stands and what it needs, a line each.
 pub fn stand(upgrades: &[Upgrade]) {
-    let header =
-        ["TABLE", "NAME", "KIND", "STATE", "DONE", "ROWS", "TO DO", "ASIDE", "ROWS/S", "ETA", "WAITS FOR", "NEXT STEP"];
-    let row = |upgrade: &Upgrade| {
-        vec![
-            upgrade.relation.clone(),
-            upgrade.name.clone(),
-            upgrade.kind.clone(),
-            upgrade.state.clone(),
-            share(upgrade.progress),
-            count(upgrade.rows_done),
-            count(upgrade.rows_pending),
-            count(upgrade.failed),
-            rate(upgrade),
+    lines(upgrades, ["ROWS/S", "ETA", "WAITS FOR", "NEXT STEP"], |upgrade| {
+        [
+            rate(upgrade.rows_per_second),
             duration(upgrade.eta_seconds),
             or_dash(upgrade.waits_for.as_deref()),
             or_dash(upgrade.next_step.as_deref()),
         ]
-    };
-    output::table(&header, upgrades.iter().map(row));
+    });
 }
 
 /// Everything about one.
@@ -61,7 +51,7 @@ pub fn in_full(upgrade: &Upgrade) {
         Some(serde_json::Value::Null) | None => "-".to_owned(),
         Some(value) => value.to_string(),
     };
-    let rows = [
+    output::facts(&[
         ("upgrade", upgrade.name.clone()),
         ("kind", upgrade.kind.clone()),
         ("table", upgrade.relation.clone()),
@@ -75,14 +65,11 @@ pub fn in_full(upgrade: &Upgrade) {
         ("rows", count(upgrade.rows_done)),
         ("to do", count(upgrade.rows_pending)),
         ("set aside", count(upgrade.failed)),
-        ("rows a second", rate(upgrade)),
+        ("rows a second", rate(upgrade.rows_per_second)),
         ("time to go", duration(upgrade.eta_seconds)),
         ("waits for", or_dash(upgrade.waits_for.as_deref())),
         ("next step", or_dash(upgrade.next_step.as_deref())),
-    ];
-    for (name, value) in rows {
-        output::line(&format!("{name:<18} {value}"));
-    }
+    ]);
 }
 
 /// Where the upgrades of one table stand together: all that a row lacks it gets at once.
