@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 for_each_server!(a_daemon_that_is_killed_again_and_again, two_daemons, a_daemon_that_is_told_to_stop);
 for_oldest_and_newest_server!(a_daemon_that_is_killed_in_each_phase);
 for_newest_server!(a_daemon_whose_server_crashes, a_daemon_that_is_told_twice);
+#[cfg(feature = "full")]
+for_newest_server!(a_daemon_with_nothing_to_do);
 
 async fn a_daemon_that_is_killed_again_and_again(server: Server) -> Result<()> {
     let database = server.database().await?;
@@ -249,6 +251,27 @@ async fn a_daemon_that_is_told_twice(server: Server) -> Result<()> {
     drop(holder);
     ensure!(session.number(COPIED).await? == 0, "the call was not ended");
     session.run(&format!("alter database {} reset migrator.crash_at", database.name)).await?;
+    change.cancel().await?;
+    nothing_left_behind(&database).await
+}
+
+/// Its workers give their connections back, and take new ones when there is work. Half a minute goes by before they do.
+#[cfg(feature = "full")]
+async fn a_daemon_with_nothing_to_do(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run("create table rests (id int primary key); insert into rests select generate_series(1, 1000)").await?;
+    let change = Change::create(&database, "public.rests", "alter column id type bigint").await?;
+    let child = daemon(&database, &[])?;
+    change.wait_for("ready").await?;
+    advanced_again(&session, &change).await?;
+    session.run(&format!("select migrator.pause(change => {})", change.id)).await?;
+    let only_looks = "select (bool_and(application_name = 'migrator:look') and count(*) > 0)::int from pg_stat_activity
+                      where application_name like 'migrator:%' and datname = current_database()";
+    until(&session, only_looks, "workers keep connections that nobody uses").await?;
+    session.run(&format!("select migrator.resume(change => {})", change.id)).await?;
+    advanced_again(&session, &change).await?;
+    drop(child);
     change.cancel().await?;
     nothing_left_behind(&database).await
 }
