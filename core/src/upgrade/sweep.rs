@@ -25,6 +25,8 @@ pub struct Table<'a> {
     pub name: &'a Name,
     /// The key, in the order of its index.
     pub key: &'a [Key],
+    /// It has no partitions, so a row that is locked is found again by its place.
+    pub one_heap: bool,
 }
 
 /// Keys behind one and up to another, as text values; a bound may name the leading columns only.
@@ -109,22 +111,25 @@ impl Table<'_> {
     /// What a batch does: locks the rows of the range that lack something and that nobody else has locked, and writes
     /// them; the guard applies what there is to apply. One jsonb: rows `scanned` and `pending`, of these `locked` and `written`.
     ///
-    /// By key and not by range: an UPDATE of a range waits for rows that are locked, and whoever holds those may wait for
-    /// rows of ours.
+    /// Row by row and not by range: an UPDATE of a range waits for rows that are locked, and whoever holds those may wait for
+    /// rows of ours. By place (ctid) where there is but one heap: nobody moves a row that is locked. A row that was moved
+    /// between the statement's snapshot and the lock is locked at a place that the snapshot does not show: it counts as
+    /// `locked` and not as `written`, and the caller takes it by its key.
     #[must_use]
     pub fn write(&self, definition: &Definition, range: &Range) -> String {
         let lacking = lacking(definition);
         let filter = range.filter(self.key);
         format!(
-            "with locked as materialized (select {keys} from {table} l where {filter} and {lacking} for no key update of l skip locked), \
-             written as (update {table} l set {column} = l.{column} from locked k where {same} returning 1), \
+            "with locked as materialized (select {keys} from {from} l where {filter} and {lacking} for no key update of l skip locked), \
+             written as (update {from} l set {column} = l.{column} from locked k where {same} returning 1), \
              seen as materialized (select count(*) as scanned, count(*) filter (where {lacking}) as pending from {table} l where {filter}) \
              select pg_catalog.jsonb_build_object('scanned', s.scanned, 'pending', s.pending, 'locked', (select count(*) from locked), \
              'written', (select count(*) from written)) from seen s",
-            keys = self.named(),
+            from = if self.one_heap { format!("only {}", self.name) } else { self.name.to_string() },
+            keys = if self.one_heap { "l.ctid as place".to_owned() } else { self.named() },
             table = self.name,
             column = Ident::from(COLUMN),
-            same = self.same(),
+            same = if self.one_heap { "l.ctid operator(pg_catalog.=) k.place".to_owned() } else { self.same() },
         )
     }
 

@@ -2,7 +2,7 @@
 
 use crate::api::answer::{LOOK, answer};
 use crate::api::arguments::{RegClass, RegProcedure};
-use crate::catalog::{role, settings};
+use crate::catalog::{cost, kept, role, settings};
 use crate::engine::upgrade::register::Request;
 use crate::engine::upgrade::table::{self, Upgraded};
 use crate::engine::upgrade::{explain, install, retire, settle, step};
@@ -125,8 +125,8 @@ fn milliseconds(interval: Interval) -> i32 {
 }
 
 /// Does one bounded batch of everything pending, or whatever has to happen between batches.
+// No `set search_path`: it would undo what a batch says of its commit. Nothing is resolved before the path is pinned within.
 #[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
-#[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]
 fn step(
     relation: Option<RegClass>,
@@ -146,7 +146,12 @@ fn step(
     // SAFETY: reads a backend-local variable.
     let own = || format!("backend {}", unsafe { pgrx::pg_sys::MyProcPid });
     let worker = worker.map_or_else(own, str::to_owned);
-    let step = answer(STEP, || table(relation, |table| step::step(&table, &worker)));
+    let step = answer(STEP, || kept::plans(|| table(relation, |table| step::step(&table, &worker))));
+    // Rows and where they end are lost together, if they are; what says that an upgrade is complete waits for the disk, and
+    // with it for all before it.
+    if step.rows > 0 && !step.done {
+        cost::commit_at_once();
+    }
     let step::Step { state, rows, failed, done, wait_ms, reason, statement } = step;
     TableIterator::once((state.to_owned(), rows, failed, done, wait_ms, reason, statement))
 }

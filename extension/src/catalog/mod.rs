@@ -10,6 +10,7 @@ pub mod dependants;
 pub mod expression;
 pub mod files;
 pub mod fingerprint;
+pub mod kept;
 pub mod lock;
 pub mod relation;
 pub mod role;

@@ -1,5 +1,6 @@
 //! SQL from inside the server: one statement a call, a new snapshot each, rows as typed structures.
 
+use super::kept;
 use migrator_core::failure::{Failure, code};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
@@ -13,17 +14,26 @@ fn failed(sql: &str, error: &pgrx::spi::Error) -> Failure {
 
 /// Runs one statement and returns the number of rows it processed. A PostgreSQL error unwinds as such.
 pub fn execute(sql: &str, args: &[DatumWithOid<'_>]) -> Result<u64, Failure> {
-    Spi::connect_mut(|client| client.update(sql, None, args).map(|table| table.len() as u64))
-        .map_err(|error| failed(sql, &error))
+    Spi::connect_mut(|client| {
+        let table = match kept::plan(client, sql, args)? {
+            Some(plan) => client.update(&*plan, None, args)?,
+            None => client.update(sql, None, args)?,
+        };
+        Ok(table.len() as u64)
+    })
+    .map_err(|error| failed(sql, &error))
 }
 
 /// Runs a query (or DML … RETURNING inside WITH) and returns its rows as structures, matched by column name.
 /// Not read-only: it sees what this transaction did, under a snapshot of its own.
 pub fn fetch<T: DeserializeOwned>(sql: &str, args: &[DatumWithOid<'_>]) -> Result<Vec<T>, Failure> {
+    let text = wrapped(sql);
     let rows: Vec<pgrx::JsonB> = Spi::connect_mut(|client| {
-        client
-            .update(&wrapped(sql), None, args)?
-            .map(|row| Ok(row.get::<pgrx::JsonB>(1)?.expect("to_jsonb of a row is not null")))
+        let rows = match kept::plan(client, &text, args)? {
+            Some(plan) => client.update(&*plan, None, args)?,
+            None => client.update(&text, None, args)?,
+        };
+        rows.map(|row| Ok(row.get::<pgrx::JsonB>(1)?.expect("to_jsonb of a row is not null")))
             .collect::<Result<Vec<_>, pgrx::spi::Error>>()
     })
     .map_err(|error| failed(sql, &error))?;

@@ -244,7 +244,7 @@ mod tests {
     fn the_limit_is_on_rows_that_are_read() {
         let name = Name::new("public", "t");
         let key = [Key { name: Ident::new("id"), type_name: "bigint".into(), operators: Ident::new("pg_catalog") }];
-        let table = Table { name: &name, key: &key };
+        let table = Table { name: &name, key: &key, one_heap: true };
         let (this, before) = (upgrade("b"), [upgrade("a")]);
         let wanted = Wanted { upgrade: &this, earlier: &before, applied: false };
         let range = Range { after: Some(vec!["7".into()]), until: None };

@@ -70,6 +70,7 @@ impl<'a> Batch<'a> {
         let whole = self.attempt(usize::MAX, &sql, None);
         crash::point("step.written");
         let mut done = Done::default();
+        let mut held = false;
         match whole {
             Ok(counts) => {
                 done.scanned = counts.scanned;
@@ -77,15 +78,21 @@ impl<'a> Batch<'a> {
                 if counts.written >= counts.pending {
                     return Ok(done);
                 }
+                held = counts.written == counts.locked;
             }
             Err(failure) => self.of_a_row(failure)?,
         }
-        // Some rows are in other hands, or were not written though they were locked, or one of them is refused.
+        // Some rows are in other hands (only that, where all that were locked were written), or were not written though they
+        // were locked, or one of them is refused.
         let lacking = self.keyset.table().lacking_keys(self.definition, range);
         let keys: Vec<Found> = self.keyset.query(&lacking, &[])?;
         let keys: Vec<Key> = keys.into_iter().map(|found| found.key).collect();
         done.scanned = done.scanned.max(i64::try_from(keys.len()).unwrap_or(i64::MAX));
-        self.halve(keys, &mut done)?;
+        if held {
+            done.skipped = keys;
+        } else {
+            self.halve(keys, &mut done)?;
+        }
         Ok(done)
     }
 
@@ -113,7 +120,12 @@ impl<'a> Batch<'a> {
                 done.written += counts.written;
                 let lacking = self.keyset.table().still_lacking(self.definition);
                 let still: Vec<Found> = self.keyset.query(&lacking, &[JsonB(json!(keys)).into()])?;
-                still.into_iter().try_for_each(|found| self.one(found.key, done))
+                let mut still = still.into_iter().map(|found| found.key);
+                if counts.written == counts.locked {
+                    done.skipped.extend(still);
+                    return Ok(());
+                }
+                still.try_for_each(|key| self.one(key, done))
             }
             Err(failure) => {
                 self.of_a_row(failure)?;

@@ -57,7 +57,8 @@ impl<'a> Keyset<'a> {
 
     /// For the texts of `core`.
     pub fn table(&self) -> Table<'_> {
-        Table { name: &self.table.relation.name, key: &self.key }
+        let one_heap = self.table.relation.kind == "r";
+        Table { name: &self.table.relation.name, key: &self.key, one_heap }
     }
 
     /// Runs a query by the index as the table's owner, with keys as text.

@@ -271,7 +271,7 @@ fn upgrade(
     let mut skipped = if chunk.passed { vec![] } else { chunk.skipped.clone() };
     skipped.extend(done.skipped.iter().cloned());
     let pace = match (wanted, chunk.passed) {
-        (None, false) => chunk.pace.after(aim(table), meter.batch(rows)),
+        (None, false) => chunk.pace.after(aim(table), meter.batch(i32::try_from(done.scanned).unwrap_or(rows))),
         _ => chunk.pace,
     };
     sweep::progress(

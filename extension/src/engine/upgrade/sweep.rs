@@ -106,15 +106,20 @@ fn histogram(table: &Upgraded, chunks: usize) -> Result<Vec<String>, Failure> {
     Ok(found.bounds.into_iter().skip(1).take(inner).step_by(step).collect())
 }
 
-/// A chunk for this worker: the one it had, or the first that nobody has. Its row is held until the end of the transaction,
+/// A chunk for this worker: the one it had, or the first that nobody has. A chunk begins at the pace to which the one that
+/// was finished last had come. Its row is held until the end of the transaction,
 /// and with it goes the lease: who is overtaken cannot commit, for he is ended first (see `overdue`).
 pub fn claim(table: &Upgraded, worker: &str, lease_ms: i32) -> Result<Option<Chunk>, Failure> {
     spi::fetch_optional(
         "with c as (select k.relation, k.sweep, k.number from migrator.sweep_chunk k where k.relation = $1 and k.sweep = $2 and k.done_at is null \
                and (k.worker is null or k.worker = $3 or k.lease_until < pg_catalog.clock_timestamp()) \
              order by k.key_after is not null and k.key_after = k.key_until, k.worker is not distinct from $3 desc, k.number limit 1 for update skip locked), \
+         p as materialized (select k.batch_rows, k.rate, k.weight from migrator.sweep_chunk k where k.relation = $1 and k.sweep = $2 and k.rate is not null \
+             order by k.done_at desc nulls last limit 1), \
          u as (update migrator.sweep_chunk k set epoch = k.epoch + case when k.worker is distinct from $3 then 1 else 0 end, worker = $3, \
-                 lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4 / 1000.0) \
+                 lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4 / 1000.0), \
+                 batch_rows = case when k.rate is null then coalesce((select p.batch_rows from p), k.batch_rows) else k.batch_rows end, \
+                 rate = coalesce(k.rate, (select p.rate from p)), weight = coalesce(k.weight, (select p.weight from p)) \
                from c where k.relation = c.relation and k.sweep = c.sweep and k.number = c.number returning k.*) \
          select pg_catalog.jsonb_build_object('number', u.number, 'key_after', u.key_after, 'key_until', u.key_until, 'pace', pg_catalog.jsonb_build_object('size', u.batch_rows, 'rate', u.rate, 'weight', u.weight), \
              'skipped', u.skipped, 'passed', u.key_after is not null and u.key_after = u.key_until) from u",
