@@ -252,6 +252,7 @@ comment on column migrator.upgraded.target_ms is 'What a batch should take, in m
 comment on column migrator.upgraded.paused_at is 'Since when it is paused.';
 comment on column migrator.upgraded.blocked is 'Why nothing goes on until somebody acts.';
 comment on column migrator.upgraded.blocked_hint is 'What to do about that.';
+comment on column migrator.upgraded.forgiven is 'Rows that were set aside when somebody had a blocked run go on: they do not count against what may fail.';
 comment on column migrator.upgraded.waiting is 'Why nothing goes on just now.';
 comment on column migrator.upgraded.waiting_since is 'Since when.';
 comment on column migrator.upgraded.sweep is 'Number of the last sweep.';
@@ -342,3 +343,5 @@ comment on column migrator.upgrade_event.kind is 'What happened, one word.';
 comment on column migrator.upgrade_event.message is 'What happened, a sentence.';
 comment on column migrator.upgrade_event.detail is 'Figures and names, as an object.';
 comment on sequence migrator.upgrade_event_id_seq is 'Internal: order of the events.';
+
+comment on function migrator._in_time() is 'Internal: whether the batch in hand may write one more row.';

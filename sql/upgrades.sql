@@ -14,6 +14,7 @@ create table migrator.upgraded (
     paused_at    timestamptz,
     blocked      text,                              -- why nothing can go on, until somebody acts
     blocked_hint text,
+    forgiven     bigint not null default 0,         -- rows that were set aside when somebody had a blocked run go on
     waiting      text,                              -- why nothing goes on just now, for the views
     waiting_since timestamptz,
     -- the sweep: every row of the table that was there when it began, once

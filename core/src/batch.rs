@@ -128,6 +128,17 @@ impl Pace {
         let ratio = if over { 0.25 } else { wanted / done };
         Pace { size: aim.step(self.size, batch.done, ratio), rate: Some(rate), weight: Some(weight) }
     }
+
+    /// After a batch that was to have this size and was cut short, because what it did took as much as any may.
+    #[must_use]
+    pub fn cut(self, batch: Batch, size: i32) -> Pace {
+        let done = f64::from(batch.done.max(1));
+        Pace {
+            size: batch.done.clamp(1, (size / 2).max(1)),
+            rate: Some(done / batch.took.as_secs_f64().max(0.000_1)),
+            weight: Some(batch.bytes as f64 / done),
+        }
+    }
 }
 
 fn average(before: Option<f64>, now: f64) -> f64 {
@@ -244,6 +255,15 @@ mod tests {
             size = COMPARE_ROWS.next(size, done, row * u32::try_from(done).unwrap());
         }
         assert!(size > 45_000, "{size} rows");
+    }
+
+    #[test]
+    fn a_batch_that_was_cut_short_says_how_large_the_next_is() {
+        let took = Batch { done: 5, bytes: 5 << 20, took: TARGET };
+        let pace = Pace { size: 500, rate: Some(1e6), weight: Some(10.0) }.cut(took, 500);
+        assert_eq!(pace, Pace { size: 5, rate: Some(25.0), weight: Some(f64::from(1 << 20)) });
+        assert_eq!(Pace::of(8).cut(Batch { done: 7, ..took }, 8).size, 4);
+        assert_eq!(Pace::of(1).cut(Batch { done: 0, ..took }, 1).size, 1);
     }
 
     #[test]

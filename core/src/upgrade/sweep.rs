@@ -102,6 +102,23 @@ impl Table<'_> {
         )
     }
 
+    /// Keys between which there are about equally many rows, for chunks of so many rows, so many chunks at most, by a sample of
+    /// this percentage of the table's blocks: `key`, and the number of `rows` that the sample stands for. No statistics are
+    /// needed, and any key will do, of any number of columns.
+    #[must_use]
+    pub fn bounds(&self, percent: f64, rows_of_a_chunk: i64, chunks: usize) -> String {
+        let order = order(self.key, "<");
+        format!(
+            "select q.key, q.rows from (select s.*, s.total / greatest(1, least({chunks}, s.rows / {rows_of_a_chunk})) as each from ( \
+               select {key} as key, pg_catalog.row_number() over (order by {order}) as n, count(*) over () as total, \
+                 (count(*) over () * 100 / {percent})::pg_catalog.int8 as rows from {table} l tablesample system ({percent})) s) q \
+             where q.each > 0 and q.n % q.each = 0 and q.n < q.total order by q.n limit {most}",
+            key = texts(self.key),
+            table = self.name,
+            most = chunks.saturating_sub(1),
+        )
+    }
+
     /// The last key of the table: `key`.
     #[must_use]
     pub fn last(&self) -> String {
@@ -114,14 +131,14 @@ impl Table<'_> {
     /// Row by row and not by range: an UPDATE of a range waits for rows that are locked, and whoever holds those may wait for
     /// rows of ours. By place (ctid) where there is but one heap: nobody moves a row that is locked. A row that was moved
     /// between the statement's snapshot and the lock is locked at a place that the snapshot does not show: it counts as
-    /// `locked` and not as `written`, and the caller takes it by its key.
+    /// `locked` and not as `written`, and the caller takes it by its key. Likewise all rows for which there was no time left.
     #[must_use]
     pub fn write(&self, definition: &Definition, range: &Range) -> String {
         let lacking = lacking(definition);
         let filter = range.filter(self.key);
         format!(
             "with locked as materialized (select {keys} from {from} l where {filter} and {lacking} for no key update of l skip locked), \
-             written as (update {from} l set {column} = l.{column} from locked k where {same} returning 1), \
+             written as (update {from} l set {column} = l.{column} from locked k where {same} and migrator._in_time() returning 1), \
              seen as materialized (select count(*) as scanned, count(*) filter (where {lacking}) as pending from {table} l where {filter}) \
              select pg_catalog.jsonb_build_object('scanned', s.scanned, 'pending', s.pending, 'locked', (select count(*) from locked), \
              'written', (select count(*) from written)) from seen s",
@@ -139,7 +156,7 @@ impl Table<'_> {
         format!(
             "with wanted as materialized (select {wanted} from pg_catalog.jsonb_array_elements($1) j), \
              locked as materialized (select {keys} from {table} l, wanted k where {same} for no key update of l skip locked), \
-             written as (update {table} l set {column} = l.{column} from locked k where {same} returning 1) \
+             written as (update {table} l set {column} = l.{column} from locked k where {same} and migrator._in_time() returning 1) \
              select pg_catalog.jsonb_build_object('scanned', (select count(*) from wanted), 'pending', (select count(*) from wanted), \
              'locked', (select count(*) from locked), 'written', (select count(*) from written))",
             wanted = self.named_in("j"),

@@ -5,7 +5,7 @@ use crate::api::arguments::{RegClass, RegProcedure};
 use crate::catalog::{cost, kept, role, settings};
 use crate::engine::upgrade::register::Request;
 use crate::engine::upgrade::table::{self, Upgraded};
-use crate::engine::upgrade::{explain, install, retire, settle, step};
+use crate::engine::upgrade::{bound, explain, install, retire, settle, step};
 use migrator_core::failure::{Ending, Failure, NOTHING_CHANGED};
 use pgrx::JsonB;
 use pgrx::prelude::*;
@@ -154,6 +154,12 @@ fn step(
     }
     let step::Step { state, rows, failed, done, wait_ms, reason, statement } = step;
     TableIterator::once((state.to_owned(), rows, failed, done, wait_ms, reason, statement))
+}
+
+/// Whether the batch in hand may write one more row.
+#[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
+fn _in_time() -> bool {
+    bound::is_in_time()
 }
 
 /// Makes an upgrade's name mean nothing, and rows lose it.

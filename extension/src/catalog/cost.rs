@@ -30,7 +30,7 @@ impl Meter {
 }
 
 /// Bytes of WAL that this backend has written so far.
-fn wal_written() -> u64 {
+pub fn wal_written() -> u64 {
     // SAFETY: a counter of this process (executor/instrument.h).
     unsafe { pg_sys::pgWalUsage.wal_bytes }
 }

@@ -4,6 +4,7 @@
 //! is set aside with what it was and why, after the upgrades before the failing one were applied to it. Rows that somebody
 //! else has locked are not waited for; the chunk remembers them.
 
+use super::bound::Within;
 use super::keyset::Keyset;
 use super::table::Upgraded;
 use crate::catalog::attempt::attempt;
@@ -18,6 +19,8 @@ use migrator_core::upgrade::sweep::Range;
 use pgrx::JsonB;
 use serde::Deserialize;
 use serde_json::json;
+use std::cell::Cell;
+use std::time::Duration;
 
 /// A key, as texts.
 pub type Key = Vec<String>;
@@ -31,8 +34,10 @@ pub struct Done {
     pub written: i64,
     /// Rows that were set aside.
     pub failed: i64,
-    /// Rows that somebody else holds.
+    /// Rows that somebody else holds, and those that there was no time for.
     pub skipped: Vec<Key>,
+    /// It ended before its last row: time, WAL or failures were too many.
+    pub cut: bool,
 }
 
 /// What one statement did.
@@ -54,14 +59,29 @@ pub struct Batch<'a> {
     table: &'a Upgraded,
     definition: &'a Definition,
     keyset: &'a Keyset<'a>,
+    /// None: everything at once, as somebody asked for.
+    bound: Option<Within>,
+    /// How long to wait for each lock.
+    patience: Cell<&'static str>,
 }
 
 /// Below so many rows, one by one is cheaper than halving.
 const FEW: usize = 16;
+/// No batch sets more rows aside: then it is looked whether that are too many.
+const FAILED_MOST: i64 = 100;
+/// A row whose new values have to wait for another session keeps the batch's rows locked: not for long, and when it has
+/// happened once, hardly at all.
+const PATIENCE: [&str; 2] = ["100ms", "20ms"];
 
 impl<'a> Batch<'a> {
-    pub fn new(table: &'a Upgraded, definition: &'a Definition, keyset: &'a Keyset<'a>) -> Self {
-        Self { table, definition, keyset }
+    /// All rows that it is given, however many.
+    pub fn whole(table: &'a Upgraded, definition: &'a Definition, keyset: &'a Keyset<'a>) -> Self {
+        Self { table, definition, keyset, bound: None, patience: Cell::new(PATIENCE[0]) }
+    }
+
+    /// As many of them as it takes this time for.
+    pub fn within(aim: Duration, table: &'a Upgraded, definition: &'a Definition, keyset: &'a Keyset<'a>) -> Self {
+        Self { bound: Some(Within::begin(aim)), ..Self::whole(table, definition, keyset) }
     }
 
     /// Brings up the rows of a range.
@@ -75,7 +95,8 @@ impl<'a> Batch<'a> {
             Ok(counts) => {
                 done.scanned = counts.scanned;
                 done.written = counts.written;
-                if counts.written >= counts.pending {
+                done.cut = self.was_cut();
+                if counts.written >= counts.pending || done.cut {
                     return Ok(done);
                 }
                 held = counts.written == counts.locked;
@@ -96,19 +117,23 @@ impl<'a> Batch<'a> {
         Ok(done)
     }
 
-    /// Tries again rows that were in other hands.
-    pub fn keys(&self, keys: Vec<Key>) -> Result<Done, Failure> {
+    /// Tries again rows that were in other hands: those of the first so many that lack something still.
+    pub fn keys(&self, mut keys: Vec<Key>, rows: usize) -> Result<Done, Failure> {
         let mut done = Done::default();
+        let behind = keys.split_off(rows.min(keys.len()));
         let lacking = self.keyset.table().still_lacking(self.definition);
         let still: Vec<Found> = self.keyset.query(&lacking, &[JsonB(json!(keys)).into()])?;
         self.halve(still.into_iter().map(|found| found.key).collect(), &mut done)?;
+        // Those that were not looked at come first the next time.
+        done.skipped.splice(0..0, behind);
         Ok(done)
     }
 
+    /// Tries rows until what fails stands alone. Rows that there is no time for count as those in other hands.
     fn halve(&self, keys: Vec<Key>, done: &mut Done) -> Result<(), Failure> {
         pgrx::check_for_interrupts!();
         if keys.len() <= FEW {
-            return keys.into_iter().try_for_each(|key| self.one(key, done));
+            return self.one_by_one(keys, done);
         }
         let sql = self.keyset.table().write_keys();
         match self.attempt(usize::MAX, &sql, Some(&keys)) {
@@ -118,23 +143,50 @@ impl<'a> Batch<'a> {
             }
             Ok(counts) => {
                 done.written += counts.written;
+                done.cut |= self.was_cut();
                 let lacking = self.keyset.table().still_lacking(self.definition);
                 let still: Vec<Found> = self.keyset.query(&lacking, &[JsonB(json!(keys)).into()])?;
-                let mut still = still.into_iter().map(|found| found.key);
-                if counts.written == counts.locked {
+                let still = still.into_iter().map(|found| found.key).collect();
+                if done.cut || counts.written == counts.locked {
                     done.skipped.extend(still);
                     return Ok(());
                 }
-                still.try_for_each(|key| self.one(key, done))
+                self.one_by_one(still, done)
             }
             Err(failure) => {
                 self.of_a_row(failure)?;
                 let mut keys = keys;
                 let behind = keys.split_off(keys.len() / 2);
                 self.halve(keys, done)?;
+                if self.is_over(done) {
+                    done.cut = true;
+                    done.skipped.extend(behind);
+                    return Ok(());
+                }
                 self.halve(behind, done)
             }
         }
+    }
+
+    fn one_by_one(&self, keys: Vec<Key>, done: &mut Done) -> Result<(), Failure> {
+        let mut keys = keys.into_iter();
+        while let Some(key) = keys.next() {
+            self.one(key, done)?;
+            if self.is_over(done) && keys.len() > 0 {
+                done.cut = true;
+                done.skipped.extend(keys);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_over(&self, done: &Done) -> bool {
+        self.bound.as_ref().is_some_and(|bound| bound.is_over() || done.failed >= FAILED_MOST)
+    }
+
+    fn was_cut(&self) -> bool {
+        self.bound.as_ref().is_some_and(Within::was_cut)
     }
 
     /// One row by itself.
@@ -190,7 +242,19 @@ impl<'a> Batch<'a> {
         let none = vec![];
         let settings = self.definition.settings.first().unwrap_or(&none);
         let arguments = keys.map(|keys| JsonB(json!(keys)).into());
-        attempt(|| guard::in_batch(self.first(), limit, || self.keyset.write(settings, sql, arguments.as_slice())))
+        if let Some(bound) = &self.bound {
+            bound.statement();
+        }
+        let patience = self.patience.get();
+        let outcome = attempt(|| {
+            guard::in_batch(self.first(), limit, || {
+                self.keyset.write_within(patience, settings, sql, arguments.as_slice())
+            })
+        });
+        if matches!(&outcome, Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE) {
+            self.patience.set(PATIENCE[1]);
+        }
+        outcome
     }
 
     /// Nothing where a row is to blame; the failure, where the program is, or the moment.

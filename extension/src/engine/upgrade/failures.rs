@@ -40,7 +40,7 @@ pub fn retry(table: &Upgraded, name: Option<&str>, key: Option<&str>) -> Result<
     keys.sort_unstable();
     keys.dedup();
     let (definition, keyset) = (table.definition()?, Keyset::of(table)?);
-    let done = Batch::new(table, &definition, &keyset).keys(keys)?;
+    let done = Batch::whole(table, &definition, &keyset).keys(keys, usize::MAX)?;
     complete::forget_what_is_mended(table)?;
     let mut mended = 0;
     for upgrade in registered.iter().filter(|upgrade| of(upgrade)) {
@@ -80,7 +80,7 @@ pub fn waive(table: &Upgraded, name: &str, key: Option<&str>, reason: Option<&st
     // marks the row.
     let first = look(&keyset, &wanted, &keys)?;
     if !first.behind.is_empty() {
-        Batch::new(table, &definition, &keyset).keys(first.behind)?;
+        Batch::whole(table, &definition, &keyset).keys(first.behind, usize::MAX)?;
     }
     let state = look(&keyset, &wanted, &keys)?;
     let waived = mark(&keyset, &registered, wanted.upgrade, &state.ready)?;
@@ -160,7 +160,7 @@ fn mark(keyset: &Keyset<'_>, registered: &Registered, upgrade: &Upgrade, keys: &
         return Ok(vec![]);
     }
     let sql = keyset.table().mark(upgrade);
-    let marked: Marked = keyset.write(&registered.settings, &sql, &[JsonB(json!(keys)).into()])?;
+    let marked: Marked = keyset.write_within("1s", &registered.settings, &sql, &[JsonB(json!(keys)).into()])?;
     Ok(marked.n.into_iter().filter_map(|n| keys.get(n - 1).cloned()).collect())
 }
 

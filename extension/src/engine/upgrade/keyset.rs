@@ -68,17 +68,7 @@ impl<'a> Keyset<'a> {
         })
     }
 
-    /// Runs a batch's statement as the owner, under the settings of the expressions that it applies.
-    pub fn write<T: DeserializeOwned>(
-        &self,
-        settings: &[(String, String)],
-        sql: &str,
-        args: &[DatumWithOid<'_>],
-    ) -> Result<T, Failure> {
-        self.write_within("1s", settings, sql, args)
-    }
-
-    /// The same, with so much time for each lock.
+    /// Runs a batch's statement as the owner, under the settings of the expressions that it applies, with so much time for each lock.
     pub fn write_within<T: DeserializeOwned>(
         &self,
         lock_timeout: &str,

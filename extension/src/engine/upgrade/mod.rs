@@ -3,6 +3,7 @@
 //! The guard (`crate::guard`) applies expressions; here it is decided when, to which rows, and what is told.
 
 mod batch;
+pub mod bound;
 mod complete;
 pub mod ensure;
 pub mod explain;

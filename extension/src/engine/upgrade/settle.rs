@@ -1,7 +1,7 @@
 //! What people decide about a table's upgrades while they run.
 
-use super::install;
 use super::table::Upgraded;
+use super::{complete, install};
 use crate::catalog::spi;
 use migrator_core::failure::Failure;
 use pgrx::pg_sys;
@@ -16,7 +16,7 @@ pub fn pause(table: &Upgraded) -> Result<(), Failure> {
     table.event("paused", "batches were paused", json!({}))
 }
 
-/// Lets a paused or blocked table go on.
+/// Lets a paused or blocked table go on. Rows that failed before do not count against what may fail from now on.
 ///
 /// Where the guard is not as it should be, it is put back, and every row is looked at again. Which rows were written without it nobody
 /// can tell: one whose inputs changed then keeps its outputs until they change again.
@@ -29,8 +29,9 @@ pub fn resume(table: &Upgraded) -> Result<(), Failure> {
         )?;
     }
     spi::execute(
-        "update migrator.upgraded set paused_at = null, blocked = null, blocked_hint = null where relation = $1",
-        &[pg_sys::Oid::from(table.relation.oid).into()],
+        "update migrator.upgraded set paused_at = null, blocked = null, blocked_hint = null, forgiven = case when blocked is null then forgiven else $2 end \
+         where relation = $1",
+        &[pg_sys::Oid::from(table.relation.oid).into(), complete::set_aside(table)?.into()],
     )?;
     table.event("resumed", "batches go on", json!({}))
 }

@@ -1,6 +1,6 @@
 //! One bounded step of a table's upgrades: a batch, or whatever has to happen between batches.
 
-use super::batch::{self as written, Batch, Done};
+use super::batch::{self as written, Batch};
 use super::keyset::Keyset;
 use super::sweep::{self, Chunk, Kind, Progress};
 use super::table::Upgraded;
@@ -48,6 +48,8 @@ impl Step {
 const FIRST: i32 = 500;
 /// The most rows of a batch.
 const MOST: i32 = 20_000;
+/// Where other sessions hold so many rows of a chunk, these come first: their list is written with every batch.
+const HELD_MOST: usize = 10_000;
 
 /// Does one step. Each call is its own transaction.
 pub fn step(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
@@ -248,16 +250,19 @@ fn upgrade(
     factor: i32,
 ) -> Result<Step, Failure> {
     let meter = Meter::start();
-    let batch = Batch::new(table, definition, keyset);
+    let aim = aim(table);
+    let batch = Batch::within(aim.time, table, definition, keyset);
     let applies = definition.upgrades.iter().any(|upgrade| !upgrade.is_application());
     let wanted = if applies { table.state.batch_size } else { table.state.cleanup_batch_size };
-    let rows = batch::divided(wanted.unwrap_or(chunk.pace.size), factor);
-    let (outcome, after) = if chunk.passed {
-        (batch.keys(chunk.skipped.clone()), chunk.key_until.clone())
+    let size = wanted.unwrap_or(i32::MAX).min(chunk.pace.size);
+    let rows = batch::divided(size, factor);
+    let held = chunk.passed || chunk.skipped.len() >= HELD_MOST;
+    let (outcome, until) = if held {
+        (batch.keys(chunk.skipped.clone(), usize::try_from(rows).unwrap_or(1)), chunk.key_after.clone())
     } else {
         let end = boundary(keyset, &chunk.range(), rows)?;
-        let after = end.or_else(|| chunk.key_until.clone());
-        (batch.range(&Range { after: chunk.key_after.clone(), until: after.clone() }), after)
+        let until = end.or_else(|| chunk.key_until.clone());
+        (batch.range(&Range { after: chunk.key_after.clone(), until: until.clone() }), until)
     };
     let done = match outcome {
         Ok(done) => done,
@@ -267,19 +272,28 @@ fn upgrade(
         }
         Err(failure) => return Err(failure),
     };
-    let passed = after == chunk.key_until;
-    let mut skipped = if chunk.passed { vec![] } else { chunk.skipped.clone() };
-    skipped.extend(done.skipped.iter().cloned());
-    let pace = match (wanted, chunk.passed) {
-        (None, false) => chunk.pace.after(aim(table), meter.batch(i32::try_from(done.scanned).unwrap_or(rows))),
-        _ => chunk.pace,
+    // A batch that was cut short has not passed its range: the next one finds there what is left.
+    let cut = done.cut && !held;
+    let after = if cut { chunk.key_after.clone() } else { until };
+    let mut skipped = if held { vec![] } else { chunk.skipped.clone() };
+    if !cut {
+        skipped.extend(done.skipped.iter().cloned());
+    }
+    let looked_at = if cut { done.written } else { done.scanned };
+    let took = meter.batch(i32::try_from(looked_at).unwrap_or(rows));
+    let pace = match wanted {
+        _ if held => chunk.pace,
+        _ if cut => chunk.pace.cut(took, rows),
+        Some(wanted) => Pace { size: chunk.pace.size.saturating_mul(2).min(wanted), ..chunk.pace },
+        None => chunk.pace.after(aim, took),
     };
+    let passed = after.is_some() && after == chunk.key_until;
     sweep::progress(
         table,
         chunk,
         &Progress {
             after: after.as_deref(),
-            rows: if chunk.passed { 0 } else { done.scanned },
+            rows: if held || cut { 0 } else { done.scanned },
             written: done.written,
             pending: 0,
             counts: None,
@@ -289,12 +303,12 @@ fn upgrade(
         },
     )?;
     let mut step = Step { rows: done.written, failed: done.failed, ..Step::new("upgrading") };
-    if chunk.passed && !skipped.is_empty() {
+    if held && !skipped.is_empty() && done.written == 0 {
         step.wait_ms = 200;
         step.reason =
             Some(format!("{} row(s) are locked by other sessions, and done when they are free", skipped.len()));
     }
-    if done.failed > 0 && over_budget(table, &done)? {
+    if done.failed > 0 && over_budget(table)? {
         step.state = "blocked";
         step.done = true;
     }
@@ -355,11 +369,10 @@ fn aim(table: &Upgraded) -> Aim {
     Aim { time: Duration::from_millis(u64::try_from(table.state.target_ms).unwrap_or(200)), most: MOST }
 }
 
-/// The run stops when more rows fail than the larger of 100 and a thousandth.
-fn over_budget(table: &Upgraded, done: &Done) -> Result<bool, Failure> {
-    let aside = complete::set_aside(table)?;
-    let passed = sweep::sum(table)?.rows + done.scanned;
-    let budget = (passed / 1000).max(100);
+/// The run stops when more rows fail than the larger of 100 and a thousandth of those that it has passed.
+fn over_budget(table: &Upgraded) -> Result<bool, Failure> {
+    let aside = complete::set_aside(table)? - table.state.forgiven;
+    let budget = (sweep::sum(table)?.rows / 1000).max(100);
     if aside <= budget {
         return Ok(false);
     }

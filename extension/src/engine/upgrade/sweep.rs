@@ -74,8 +74,7 @@ pub fn begin(table: &Upgraded, kind: Kind, first_batch: i32) -> Result<(), Failu
     let last: Vec<Key> = keyset.query(&keyset.table().last(), &[])?;
     let Some(last) = last.into_iter().next() else { return Ok(()) };
     let mut after: Option<Vec<String>> = None;
-    let chunks = usize::try_from(table.again()?.state.rows_total / ROWS_OF_A_CHUNK).unwrap_or(0).min(CHUNKS);
-    let bounds = histogram(table, chunks)?.into_iter().map(|bound| vec![bound]).chain([last.key]);
+    let bounds = bounds(table, &keyset)?.into_iter().chain([last.key]);
     for (number, until) in (0_i32..).zip(bounds) {
         spi::execute(
             "insert into migrator.sweep_chunk (relation, sweep, number, key_after, key_until, batch_rows) values ($1, $2, $3, $4, $5, $6)",
@@ -86,24 +85,37 @@ pub fn begin(table: &Upgraded, kind: Kind, first_batch: i32) -> Result<(), Failu
     Ok(())
 }
 
-/// Values of the key's first column between which there are equally many rows, by what ANALYZE found.
-fn histogram(table: &Upgraded, chunks: usize) -> Result<Vec<String>, Failure> {
+/// Blocks that are looked at for the bounds of chunks.
+const SAMPLE: f64 = 300.0;
+
+/// Keys between which there are about equally many rows. What the sample stands for is the table's size where nobody has
+/// counted it yet.
+fn bounds(table: &Upgraded, keyset: &Keyset<'_>) -> Result<Vec<Vec<String>>, Failure> {
     #[derive(Deserialize)]
-    struct Bounds {
-        bounds: Vec<String>,
+    struct Size {
+        blocks: f64,
     }
-    let Some(first) = table.key.first().filter(|_| chunks > 1) else { return Ok(vec![]) };
-    let keyset = Keyset::of(table)?;
-    let found: Vec<Bounds> = keyset.query(
-        "select s.histogram_bounds::pg_catalog.text::pg_catalog.text[] as bounds from pg_catalog.pg_stats s \
-         join pg_catalog.pg_class c on c.relname = s.tablename join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = s.schemaname \
-         where c.oid = $1 and s.attname = $2 and s.histogram_bounds is not null limit 1",
-        &[pg_sys::Oid::from(table.relation.oid).into(), first.as_str().into()],
+    #[derive(Deserialize)]
+    struct Bound {
+        key: Vec<String>,
+        rows: i64,
+    }
+    let oid = pg_sys::Oid::from(table.relation.oid);
+    let size: Size = spi::fetch_one(
+        "select coalesce(sum(pg_catalog.pg_relation_size(m.oid) / pg_catalog.current_setting('block_size')::bigint), 0)::float8 as blocks \
+         from pg_catalog.pg_class c join pg_catalog.pg_class m on m.oid = c.oid \
+           or c.relkind = 'p' and m.oid in (select t.relid from pg_catalog.pg_partition_tree(c.oid) t where t.isleaf) where c.oid = $1",
+        &[oid.into()],
     )?;
-    let Some(found) = found.into_iter().next() else { return Ok(vec![]) };
-    let inner = found.bounds.len().saturating_sub(2);
-    let step = (inner / chunks).max(1);
-    Ok(found.bounds.into_iter().skip(1).take(inner).step_by(step).collect())
+    let percent = (100.0 * SAMPLE / size.blocks.max(SAMPLE)).clamp(0.001, 100.0);
+    let bounds: Vec<Bound> = keyset.query(&keyset.table().bounds(percent, ROWS_OF_A_CHUNK, CHUNKS), &[])?;
+    if let Some(bound) = bounds.first() {
+        spi::execute(
+            "update migrator.upgraded set rows_total = $2 where relation = $1 and rows_total = 0",
+            &[oid.into(), bound.rows.into()],
+        )?;
+    }
+    Ok(bounds.into_iter().map(|bound| bound.key).collect())
 }
 
 /// A chunk for this worker: the one it had, or the first that nobody has. A chunk begins at the pace to which the one that

@@ -1,0 +1,170 @@
+//! What one batch of an upgrade may take, whatever its rows cost and whoever holds them.
+
+use migrator_tests::upgrades::{Step, Worker};
+use migrator_tests::*;
+
+for_oldest_and_newest_server!(
+    slow_rows,
+    slow_rows_under_a_short_timeout,
+    heavy_rows,
+    many_rows_that_somebody_holds,
+    many_rows_that_fail,
+    chunks_without_statistics,
+);
+
+/// Steps to the end, or to where they are blocked.
+async fn steps(worker: &mut Worker) -> Result<Vec<Step>> {
+    let mut steps = vec![];
+    loop {
+        let step = worker.step().await?;
+        let done = step.done;
+        steps.push(step);
+        if done {
+            return Ok(steps);
+        }
+        ensure!(steps.len() < 500, "no end: {:?}", steps.last());
+    }
+}
+
+fn most(steps: &[Step]) -> i64 {
+    steps.iter().filter(|step| step.state == "upgrading").map(|step| step.rows).max().unwrap_or(0)
+}
+
+/// A table `t` of so many rows, an upgrade by a function that sleeps, and a worker.
+async fn sleepy(server: &Server, rows: u32, milliseconds: u32, options: &str) -> Result<(Session, Worker)> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(&format!(
+            "create table t (id int primary key, a int, b int);
+             insert into t select g, g from generate_series(1, {rows}) g;
+             create function later(a int) returns int immutable language plpgsql as $$ begin perform pg_sleep({milliseconds} / 1000.0); return a; end $$;
+             select migrator.register_upgrade('t', 'b', '{{\"b\": \"later(a)\"}}' {options})"
+        ))
+        .await?;
+    let worker = Worker::new(&database, "t", "w").await?;
+    Ok((session, worker))
+}
+
+async fn all_upgraded(session: &Session) -> Result<()> {
+    let left = session.number("select count(*) from t where b is distinct from a or applied_upgrades <> '{b}'").await?;
+    ensure!(left == 0, "{left} rows are not upgraded");
+    Ok(())
+}
+
+/// The time is over long before the rows of the first batch are.
+async fn slow_rows(server: Server) -> Result<()> {
+    let (session, mut worker) = sleepy(&server, 40, 40, "").await?;
+    let steps = steps(&mut worker).await?;
+    // 220 ms, 40 ms a row, and the row that was begun before they were over.
+    ensure!(most(&steps) <= 6, "{steps:?}");
+    all_upgraded(&session).await
+}
+
+/// The caller's own statement_timeout would cut every step off, and the next one would begin with the same rows.
+async fn slow_rows_under_a_short_timeout(server: Server) -> Result<()> {
+    let (session, mut worker) = sleepy(&server, 24, 100, ", target => '1 minute'").await?;
+    worker.session().run("set statement_timeout = '2s'").await?;
+    let steps = steps(&mut worker).await?;
+    ensure!(most(&steps) <= 12, "{steps:?}");
+    all_upgraded(&session).await
+}
+
+/// Values that are wider than anything that came before.
+async fn heavy_rows(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    // A megabyte that does not get smaller by compression, made from a few bytes.
+    session
+        .run(
+            "create table t (id int primary key, a int, b text);
+             insert into t select g, g from generate_series(1, 40) g;
+             create function wide(a int) returns text immutable language sql as
+                 $$ select string_agg(md5(a || '.' || g), '') from generate_series(1, 32768) g $$;
+             alter table t alter column b set storage external;
+             select migrator.register_upgrade('t', 'b', '{\"b\": \"wide(a)\"}')",
+        )
+        .await?;
+    let mut worker = Worker::new(&database, "t", "w").await?;
+    let steps = steps(&mut worker).await?;
+    // 12 MB, and the row that was begun before they were full.
+    ensure!(most(&steps) <= 13, "{steps:?}");
+    let left = session.number("select count(*) from t where length(b) is distinct from 1048576").await?;
+    ensure!(left == 0, "{left} rows are not upgraded");
+    Ok(())
+}
+
+async fn many_rows_that_somebody_holds(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table t (id int primary key, a int, b int); insert into t select g, g from generate_series(1, 30000) g;
+             select migrator.register_upgrade('t', 'b', '{\"b\": \"a\"}')",
+        )
+        .await?;
+    let holder = database.connect().await?;
+    holder.run("begin; select from t where id between 2001 and 16000 for update").await?;
+    let mut worker = Worker::new(&database, "t", "w").await?;
+    let step = worker.until(|step| step.reason.contains("locked by other sessions")).await?;
+    let held: i64 = step.reason.split(' ').next().unwrap_or_default().parse()?;
+    // Those of its own chunk, each known by its key; the list does not grow for ever.
+    ensure!((1..=14_000).contains(&held), "{step:?}");
+    let before = session.number("select count(*) from t where id <= 2000 and applied_upgrades = '{b}'").await?;
+    ensure!(before == 2000, "{before} of the rows before the locked ones");
+    holder.run("commit").await?;
+    let end = worker.run().await?;
+    ensure!(end.state == "complete", "{end:?}");
+    all_upgraded(&session).await
+}
+
+/// No batch sets more than a hundred aside, a run is blocked by them, and who has it go on need not do so for every row.
+async fn many_rows_that_fail(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table t (id int primary key, a int, b int); insert into t select g, case when g between 2001 and 2320 then 0 else 1 end from generate_series(1, 4000) g;
+             select migrator.register_upgrade('t', 'b', '{\"b\": \"1 / a\"}')",
+        )
+        .await?;
+    let mut worker = Worker::new(&database, "t", "w").await?;
+    let mut blocked = 0;
+    loop {
+        let steps = steps(&mut worker).await?;
+        ensure!(steps.iter().all(|step| step.failed <= 100), "{steps:?}");
+        let Some(last) = steps.last().filter(|step| step.state == "blocked") else { break };
+        blocked += 1;
+        let aside = session.number("select count(*) from migrator.upgrade_failures").await?;
+        ensure!(aside > 100 * blocked, "blocked after {aside} rows, for the time {blocked}: {last:?}");
+        session.run("select migrator.resume_upgrades('t')").await?;
+    }
+    ensure!(blocked > 0, "nobody was asked");
+    let counts = session
+        .row("select count(*) filter (where b = 1 and applied_upgrades = '{b}'), (select count(*) from migrator.upgrade_failures) from t")
+        .await?;
+    ensure!(counts == ["3680", "320"], "{counts:?}");
+    Ok(())
+}
+
+/// Several workers find something to do though nobody has analyzed the table, and its key begins with a constant.
+async fn chunks_without_statistics(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table t (tenant int, id int, a int, b int, primary key (tenant, id)) with (autovacuum_enabled = off);
+             insert into t select 7, g, g from generate_series(1, 100000) g;
+             select migrator.register_upgrade('t', 'b', '{\"b\": \"a\"}')",
+        )
+        .await?;
+    let mut worker = Worker::new(&database, "t", "w").await?;
+    worker.until(|step| step.rows > 0).await?;
+    let chunks = session.number("select count(*) from migrator.sweep_chunk").await?;
+    ensure!((3..=8).contains(&chunks), "{chunks} chunks");
+    let mut other = Worker::new(&database, "t", "other").await?;
+    ensure!(other.step().await?.rows > 0, "the second worker found nothing to do");
+    let (end, _) = tokio::try_join!(worker.run(), other.run())?;
+    ensure!(end.state == "complete", "{end:?}");
+    all_upgraded(&session).await
+}
