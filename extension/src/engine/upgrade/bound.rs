@@ -11,9 +11,9 @@ use pgrx::pg_sys;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Beyond these parts of what batches aim at one is cut short. Below 250 ms with the commit, where 200 are aimed at; a batch
+/// Beyond these parts of what batches aim at one is cut short: in time it ends below 250 ms with its commit, where 200 are aimed at. A batch
 /// that is only somewhat heavier than the last is not cut.
-const TIME: f64 = 1.1;
+const TIME: f64 = 1.0;
 const WAL: f64 = 1.5;
 
 #[derive(Clone, Copy)]

@@ -330,6 +330,7 @@ fn verify(
         counts: Vec<i64>,
     }
     let begun = Instant::now();
+    let looks = Aim { most: batch::COMPARE_ROWS.most, ..aim(table) };
     let rows = batch::divided(chunk.pace.size, factor);
     let end = boundary(keyset, &chunk.range(), rows)?;
     let after = end.or_else(|| chunk.key_until.clone());
@@ -348,7 +349,7 @@ fn verify(
             pending: counted.pending,
             counts: Some(counted.counts),
             skipped: &[],
-            pace: Pace::of(batch::COMPARE_ROWS.next(chunk.pace.size, rows, begun.elapsed())),
+            pace: Pace::of(looks.next(chunk.pace.size, rows, begun.elapsed())),
             done: after == chunk.key_until,
         },
     )?;
