@@ -118,7 +118,8 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
     let rows = wishes.rows;
     let (mut single, mut one, mut two, mut three, mut looped, mut verified) =
         (vec![], vec![], vec![], vec![], vec![], vec![]);
-    let (mut single_wal, mut one_wal, mut growth, mut plain_growth, mut wider) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut single_wal, mut one_wal, mut growth, mut plain_growth, mut wider) =
+        (vec![], vec![], vec![], vec![], vec![]);
     let (mut early, mut late, mut longest) = (vec![], vec![], 0_f64);
     for round in 1..=wishes.rounds {
         fresh(session, rows).await?;
