@@ -51,6 +51,15 @@ Takes SHARE ROW EXCLUSIVE on the table, ACCESS EXCLUSIVE for `at once`, in attem
 
 Errors: 42501 not the owner; 42704 no such upgrade; 55000 not complete, or retired already; 55P03 the table was too busy for a lock.$$;
 
+comment on function migrator.forget_upgrades(regclass) is
+$$Makes a table whose upgrades are all retired one that never had any: the view that shows rows as they will be goes, the guard, and column applied_upgrades, if migrator added it and the last look at every row found no names in it that nobody registered. Returns whether the column went. The log in migrator.upgrade_events stays.
+
+Takes ACCESS EXCLUSIVE on the table, in attempts of at most 50 ms.
+
+- relation: the table. Of one that was dropped while it had upgrades its oid, as doctor gives it: only what is written down of it is left, and anybody may remove that.
+
+Errors: 42501 not the owner; 42704 no upgrades; 55000 an upgrade is not retired, or rows still have its name; 2BP01 something depends on the view or the column; 55P03 the table was too busy for a lock.$$;
+
 -- Reading
 
 comment on function migrator.current(anyelement) is
@@ -58,7 +67,9 @@ $$A row with all its pending upgrades applied, in their order, up to the first t
 
 - row: a row of a table with upgrades: `select migrator.current(t) from article t`.
 
-Errors: 42809 not a row of a table; 42704 the table has no upgrades.$$;
+Expressions run as the table's owner, so only who has SELECT on the table, or on all of its columns, may have them run.
+
+Errors: 42501 no SELECT on the table; 42809 not a row of a table; 42704 the table has no upgrades.$$;
 
 comment on function migrator.pending(anyelement) is
 $$The names of the upgrades that a row has not got, in their order.
@@ -222,8 +233,8 @@ comment on column migrator.upgrade_failures.relation is 'The table.';
 comment on column migrator.upgrade_failures.upgrade is 'The upgrade that failed; those behind it wait.';
 comment on column migrator.upgrade_failures.key is 'The row''s key: column → value as text.';
 comment on column migrator.upgrade_failures.sqlstate is 'The error; P0001 for what application code says of itself.';
-comment on column migrator.upgrade_failures.message is 'Its words.';
-comment on column migrator.upgrade_failures."row" is 'The row as it was then.';
+comment on column migrator.upgrade_failures.message is 'Its words; null for who may not read the table''s rows.';
+comment on column migrator.upgrade_failures."row" is 'The row as it was then; null for who may not read the table''s rows.';
 comment on column migrator.upgrade_failures.seen_at is 'When it failed last.';
 comment on column migrator.upgrade_failures.attempts is 'How often; 0: it is tried again at once.';
 
@@ -264,6 +275,7 @@ comment on column migrator.upgraded.rows_vacuumed is 'Rows that it had written a
 comment on column migrator.upgraded.verified_at is 'When the last look at every row ended; -infinity: there is reason for another.';
 comment on column migrator.upgraded.verify_took is 'How long that took.';
 comment on column migrator.upgraded.lacking is 'Rows that a batch could do something for, by that look.';
+comment on column migrator.upgraded.strangers is 'Rows that have a name which nobody registered here, by the last such look.';
 
 comment on table migrator.upgrade is 'Internal: upgrades. Read migrator.upgrades instead.';
 comment on column migrator.upgrade.id is 'Id of the upgrade.';
@@ -277,10 +289,8 @@ comment on column migrator.upgrade.definition is 'What the guard has to know of 
 comment on column migrator.upgrade.state is '`running`, `complete`, `retiring` or `retired`.';
 comment on column migrator.upgrade.strategy is '`rows` or `rewrite`.';
 comment on column migrator.upgrade.change is 'Id of the table change that does it.';
-comment on column migrator.upgrade.rows_done is 'Rows that got it otherwise than by a sweep.';
 comment on column migrator.upgrade.requested_by is 'Who registered it.';
 comment on column migrator.upgrade.registered_at is 'When.';
-comment on column migrator.upgrade.guarded_xid is 'The transaction since which the guard knows of it.';
 comment on column migrator.upgrade.completed_at is 'When a look at every row found none that lacks it.';
 comment on column migrator.upgrade.retired_at is 'When it was retired.';
 comment on column migrator.upgrade.gone_at is 'When no row had its name any more.';
@@ -295,7 +305,6 @@ comment on column migrator.sweep_chunk.key_until is 'The last key of the chunk, 
 comment on column migrator.sweep_chunk.batch_rows is 'Rows of the next batch.';
 comment on column migrator.sweep_chunk.rate is 'Rows a second, a moving average.';
 comment on column migrator.sweep_chunk.weight is 'Bytes of WAL for each row, a moving average.';
-comment on column migrator.sweep_chunk.epoch is 'Grows with every worker that takes the chunk.';
 comment on column migrator.sweep_chunk.worker is 'Who has it.';
 comment on column migrator.sweep_chunk.lease_until is 'Until when nobody else takes it.';
 comment on column migrator.sweep_chunk.skipped is 'Keys of rows that others had locked.';
@@ -314,6 +323,10 @@ comment on column migrator.upgrade_failure.message is 'Its words.';
 comment on column migrator.upgrade_failure."row" is 'The row as it was.';
 comment on column migrator.upgrade_failure.seen_at is 'When it failed last.';
 comment on column migrator.upgrade_failure.attempts is 'How often; 0: application code is to try it again at once.';
+
+comment on table migrator.upgrade_unnoted is 'Internal: failures of which no more is known than that there was one. The next sweep finds the rows.';
+comment on column migrator.upgrade_unnoted.relation is 'Oid of the table.';
+comment on column migrator.upgrade_unnoted.upgrade is 'The upgrade that failed.';
 
 comment on table migrator.upgrade_lease is 'Internal: rows that application code has in hand, and for some minutes those that it had.';
 comment on column migrator.upgrade_lease.relation is 'Oid of the table.';

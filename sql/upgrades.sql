@@ -26,7 +26,8 @@ create table migrator.upgraded (
     rows_vacuumed bigint not null default 0,        -- rows of this sweep at the last VACUUM that was asked for
     verified_at  timestamptz,                       -- when the last look at all rows ended
     verify_took  interval,
-    lacking      bigint                             -- rows that a batch could do something for, by that look
+    lacking      bigint,                            -- rows that a batch could do something for, by that look
+    strangers    bigint                             -- rows that have a name which nobody registered here, by the last such look
 );
 
 -- One upgrade. Its definition as the guard has it is in the arguments of the trigger.
@@ -42,10 +43,8 @@ create table migrator.upgrade (
     state        text not null default 'running' check (state in ('running', 'complete', 'retiring', 'retired')),
     strategy     text not null default 'rows' check (strategy in ('rows', 'rewrite')),
     change       bigint,                            -- the table change that does it, where the strategy is rewrite
-    rows_done    bigint not null default 0,
     requested_by name not null default session_user,
     registered_at timestamptz not null default clock_timestamp(),
-    guarded_xid  xid8 not null default pg_catalog.pg_current_xact_id(),  -- since this transaction the guard knows of it
     completed_at timestamptz,
     retired_at   timestamptz,
     gone_at      timestamptz                        -- when the last row had lost the name
@@ -63,7 +62,6 @@ create table migrator.sweep_chunk (
     batch_rows   integer not null default 500,
     rate         double precision,                  -- rows a second, moving average
     weight       double precision,                  -- bytes of WAL a row, moving average
-    epoch        bigint not null default 0,         -- grows with every worker that takes the chunk
     worker       text,
     lease_until  timestamptz,
     skipped      jsonb not null default '[]',       -- keys that somebody else held
@@ -86,6 +84,13 @@ create table migrator.upgrade_failure (
     seen_at      timestamptz not null default clock_timestamp(),
     attempts     integer not null default 1,
     primary key (relation, upgrade, key)
+);
+
+-- Failures of which no more is known: the row could not be named in upgrade_failure without waiting for somebody. There is nothing
+-- here that two writers could wait for one another over. The next sweep finds the rows.
+create table migrator.upgrade_unnoted (
+    relation     oid not null,
+    upgrade      bigint not null
 );
 
 -- Rows that application code has in hand, and for some minutes those that it had, for one who asks again.
@@ -127,6 +132,7 @@ create index upgrade_event_relation on migrator.upgrade_event (relation, id);
 select pg_catalog.pg_extension_config_dump('migrator.upgraded', '');
 select pg_catalog.pg_extension_config_dump('migrator.upgrade', '');
 select pg_catalog.pg_extension_config_dump('migrator.upgrade_failure', '');
+select pg_catalog.pg_extension_config_dump('migrator.upgrade_unnoted', '');
 select pg_catalog.pg_extension_config_dump('migrator.upgrade_event', '');
 select pg_catalog.pg_extension_config_dump('migrator.upgrade_id_seq', '');
 select pg_catalog.pg_extension_config_dump('migrator.upgrade_event_id_seq', '');

@@ -49,6 +49,7 @@ extension_sql_file!(
         api::upgrade::step,
         api::upgrade::_in_time,
         api::upgrade::retire_upgrade,
+        api::upgrade::forget_upgrades,
         api::upgrade::pause_upgrades,
         api::upgrade::resume_upgrades,
         api::upgrade::verify_upgrades,

@@ -44,7 +44,7 @@ pub enum Act {
 /// The act for one upgrade. `in_batch`: the statement is a batch of ours, which may derive what a deferred upgrade derives.
 pub fn decide(upgrade: &Upgrade, row: Row, written: Written, in_batch: bool) -> Act {
     if upgrade.is_application() {
-        return application(row, written);
+        return application(upgrade, row, written);
     }
     if upgrade.in_place {
         return in_place(row, written);
@@ -70,8 +70,12 @@ fn deferred(row: Row, written: Written) -> Act {
     if knows { Act::Keep } else { Act::Leave }
 }
 
-fn application(row: Row, written: Written) -> Act {
-    let outdated = row == Row::Updated && written.had && written.inputs && !written.outputs;
+/// New inputs beside old outputs: whoever wrote them, with the name or without, does not know what comes of them. The name may be
+/// one that he read before somebody else changed the inputs. Where no outputs are declared this cannot be seen, and who sets
+/// the name is believed.
+fn application(upgrade: &Upgrade, row: Row, written: Written) -> Act {
+    let tells = written.had || upgrade.outputs().next().is_some();
+    let outdated = row == Row::Updated && written.inputs && !written.outputs && tells;
     if written.has && !outdated { Act::Keep } else { Act::Leave }
 }
 
@@ -96,6 +100,11 @@ mod tests {
             in_place: false,
             deferred: false,
         }
+    }
+
+    /// By application code, which declares its outputs.
+    fn code() -> Upgrade {
+        Upgrade { outputs: vec![Ident::new("b")], ..upgrade(false) }
     }
 
     fn updated(upgrade: &Upgrade, had: bool, has: bool, inputs: bool, outputs: bool) -> Act {
@@ -136,12 +145,22 @@ mod tests {
 
     #[test]
     fn application_code_is_waited_for() {
-        let upgrade = upgrade(false);
+        let upgrade = code();
         assert_eq!(updated(&upgrade, false, false, false, false), Act::Leave);
         assert_eq!(updated(&upgrade, false, true, false, true), Act::Keep);
         assert_eq!(updated(&upgrade, true, true, true, false), Act::Leave, "its inputs changed under it");
         assert_eq!(updated(&upgrade, true, true, true, true), Act::Keep, "both written together");
         assert_eq!(updated(&upgrade, true, false, false, false), Act::Leave);
+    }
+
+    #[test]
+    fn a_stale_name_beside_new_inputs_counts_for_nothing() {
+        assert_eq!(updated(&code(), false, true, true, false), Act::Leave);
+        assert_eq!(updated(&code(), false, true, true, true), Act::Keep, "all of it written together");
+        assert_eq!(updated(&upgrade(false), false, true, true, false), Act::Keep, "no outputs are declared");
+        assert_eq!(updated(&upgrade(false), true, true, true, false), Act::Leave);
+        let written = Written { had: false, has: true, inputs: true, outputs: false };
+        assert_eq!(decide(&code(), Row::New, written, false), Act::Keep, "born with the name");
     }
 
     #[test]

@@ -225,16 +225,22 @@ impl Table<'_> {
     }
 
     /// Counts in a range: `scanned` rows, those that a batch has something to do for (`pending`), and for each upgrade, then
-    /// for each retired name, the rows that lack it, or still have it (`counts`).
+    /// for each retired name, the rows that lack it, or still have it, then rows that have a name which is neither (`counts`).
     #[must_use]
     pub fn count(&self, definition: &Definition, range: &Range) -> String {
         let column = format!("l.{}", Ident::from(COLUMN));
         let has = |name: &str| format!("coalesce({column} @> array[{}]::pg_catalog.text[], false)", literal(name));
+        let names = definition.upgrades.iter().map(|upgrade| upgrade.name.as_str());
+        let known: Vec<String> = names.chain(definition.retired.iter().map(String::as_str)).map(literal).collect();
         let counts: Vec<String> = definition
             .upgrades
             .iter()
             .map(|upgrade| format!("count(*) filter (where not {})", has(&upgrade.name)))
             .chain(definition.retired.iter().map(|name| format!("count(*) filter (where {})", has(name))))
+            .chain([format!(
+                "count(*) filter (where not coalesce({column} <@ array[{}]::pg_catalog.text[], true))",
+                known.join(", ")
+            )])
             .collect();
         format!(
             "select count(*) as scanned, count(*) filter (where {}) as pending, array[{}]::pg_catalog.int8[] as counts from {} l where {}",

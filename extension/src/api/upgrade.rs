@@ -5,7 +5,7 @@ use crate::api::arguments::{RegClass, RegProcedure};
 use crate::catalog::{cost, kept, role, settings};
 use crate::engine::upgrade::register::Request;
 use crate::engine::upgrade::table::{self, Upgraded};
-use crate::engine::upgrade::{bound, explain, install, retire, settle, step};
+use crate::engine::upgrade::{bound, explain, forget, install, retire, settle, step};
 use migrator_core::failure::{Ending, Failure, NOTHING_CHANGED};
 use pgrx::JsonB;
 use pgrx::prelude::*;
@@ -168,6 +168,13 @@ fn _in_time() -> bool {
 fn retire_upgrade(relation: Option<RegClass>, name: Option<&str>, incomplete: default!(bool, "false")) -> String {
     let name = name.unwrap_or_default();
     answer(DECIDE, || table(relation, |table| retire::retire(&table, name, incomplete).map(str::to_owned)))
+}
+
+/// Makes a table whose upgrades are all retired one that never had any.
+#[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
+#[search_path(pg_catalog, pg_temp)]
+fn forget_upgrades(relation: Option<RegClass>) -> bool {
+    answer(DECIDE, || forget::forget(table::given(relation.map(|relation| relation.0))?))
 }
 
 /// Stops a table's batches; writes go on being guarded.

@@ -2,8 +2,10 @@
 
 use super::known;
 use super::row::{Applier, Row, Values};
+use crate::catalog::{role, spi};
 use crate::raise;
 use migrator_core::failure::{Failure, code};
+use migrator_core::ident::Ident;
 use migrator_core::upgrade::Marks;
 use pgrx::{IntoDatum, pg_guard, pg_sys};
 
@@ -48,6 +50,7 @@ pub unsafe extern "C-unwind" fn migrator_current(fcinfo: pg_sys::FunctionCallInf
         let argument = (*fcinfo).args.as_slice(1)[0].value;
         (*fcinfo).isnull = false;
         with_row(fcinfo, argument, |row, descriptor| {
+            may_read(row.table())?;
             // A reader has nothing that was there before: the row stands for itself.
             row.apply()?;
             if row.changed.is_empty() {
@@ -116,6 +119,53 @@ unsafe fn with_row(
         pg_sys::relation_close(table, mode);
         outcome
     }
+}
+
+/// Expressions run as the table's owner, on whatever the caller passes: he has to be one of those who may read the table. The view
+/// of the table is one of the invoker's rights: whoever may select from it what has to be computed may select the whole row.
+///
+/// # Safety
+/// The relation is open.
+unsafe fn may_read(table: pg_sys::Relation) -> Result<(), Failure> {
+    // SAFETY: look-ups by oid in the system caches.
+    unsafe {
+        let (oid, caller) = ((*table).rd_id, pg_sys::GetUserId());
+        let select = pg_sys::AclMode::from(pg_sys::ACL_SELECT);
+        let granted = pg_sys::AclResult::ACLCHECK_OK;
+        let all = pg_sys::AclMaskHow::ACLMASK_ALL;
+        if pg_sys::pg_class_aclcheck(oid, caller, select) == granted
+            || pg_sys::pg_attribute_aclcheck_all(oid, caller, select, all) == granted
+        {
+            return Ok(());
+        }
+        // PostgreSQL 14 has no views of the invoker's rights: there the right to the view is what its readers have.
+        if cfg!(feature = "pg14") && may_read_view(oid, caller)? {
+            return Ok(());
+        }
+        let name = pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned();
+        Err(Failure::new(code::INSUFFICIENT_PRIVILEGE, format!("permission denied for table {name}"))
+            .detail("migrator.current runs the expressions of upgrades as the table's owner, for those who may read all columns of the table.")
+            .hint(format!(
+                "Its owner can grant that: grant select on {} to …;",
+                Ident::new(name.as_str())
+            )))
+    }
+}
+
+fn may_read_view(table: pg_sys::Oid, caller: pg_sys::Oid) -> Result<bool, Failure> {
+    #[derive(serde::Deserialize)]
+    struct View {
+        may: bool,
+    }
+    let views: Vec<View> = role::as_extension(|| {
+        spi::fetch_read_only(
+            "select pg_catalog.has_table_privilege($2, c.oid, 'select') as may from migrator.upgraded u \
+             join pg_catalog.pg_namespace n on n.nspname = u.view_schema join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = u.view_name \
+             where u.relation = $1",
+            &[table.into(), caller.into()],
+        )
+    })?;
+    Ok(views.iter().any(|view| view.may))
 }
 
 fn not_a_row(of: pg_sys::Oid) -> Failure {

@@ -6,6 +6,7 @@ use crate::catalog::attempt::attempt;
 use crate::catalog::relation::Relation;
 use crate::catalog::settings::AS_TEXT;
 use crate::catalog::{role, spi};
+use crate::raise;
 use migrator_core::failure::Failure;
 use migrator_core::ident::{Ident, literal};
 use pgrx::datum::DatumWithOid;
@@ -25,8 +26,8 @@ fn key_of(key: &[Ident]) -> String {
     format!("pg_catalog.jsonb_build_object({})", parts.join(", "))
 }
 
-/// Notes it, or does not: the application's statement goes on either way, and the row, which has no name, is found by the
-/// next sweep.
+/// Notes it. The application's statement goes on either way: where a name for the row cannot be had at once, it is noted that
+/// there is one, and the row, which has no name, is found by the sweep that this brings about.
 ///
 /// # Safety
 /// The relation is open and the tuple of its type.
@@ -55,9 +56,38 @@ pub unsafe fn note(table: pg_sys::Relation, known: &Known, failed: &Failed, tupl
             })
         })
     };
-    if let Err(failure) = noted {
-        pgrx::debug1!("migrator: a failed upgrade could not be noted: {}", failure.message);
-    }
+    let Err(failure) = noted else { return };
+    // SAFETY: an open relation has its oid and its name.
+    let (oid, name) = unsafe { ((*table).rd_id, pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned()) };
+    // A row of its own, which no other session can hold: every row is looked at again because of it.
+    let marked = attempt(|| {
+        role::as_extension(|| {
+            spi::execute(
+                "insert into migrator.upgrade_unnoted (relation, upgrade) select g.relation, g.id from migrator.upgrade g where g.id = $1",
+                &[failed.upgrade.into()],
+            )
+        })
+    });
+    let again = match marked {
+        Ok(_) => "Every row is looked at again by the next steps.".to_owned(),
+        Err(_) => {
+            format!("Have every row looked at again: select migrator.verify_upgrades({}::regclass);", u32::from(oid))
+        }
+    };
+    raise::warn(
+        Failure::new(
+            failure.code,
+            format!(
+                "an upgrade failed for a row of table {name}, and which row could not be noted: {}",
+                failure.message
+            ),
+        )
+        .detail(format!(
+            "The row was written as it is, without the upgrade, which failed with: {} ({}).",
+            failed.failure.message, failed.failure.code
+        ))
+        .hint(again),
+    );
 }
 
 /// Puts a row aside. Key and row are JSON as text: a number keeps all its digits. Runs as the extension.

@@ -1,5 +1,6 @@
 //! What this session knows of a table's guard: the definition, read once, and where its columns are.
 
+use super::refuses::{self, Refusals};
 use crate::catalog::bulk::attribute;
 use crate::catalog::expression::{self, Type};
 use migrator_core::failure::Failure;
@@ -31,6 +32,8 @@ pub struct Columns {
     pub outputs: Vec<usize>,
     /// What an output has when nobody gives it a value.
     pub defaults: Vec<Unwritten>,
+    /// What may refuse its outputs. The relation cache's entry changes with indexes and constraints, and with it this.
+    pub refusals: Refusals,
 }
 
 /// The value of a column that an INSERT leaves out.
@@ -102,7 +105,7 @@ pub unsafe fn trigger_of(table: pg_sys::Relation) -> Option<*const pg_sys::Trigg
 
 unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
     let text = text.to_str().ok()?.to_owned();
-    let definition: Definition = serde_json::from_str(&text).ok()?;
+    let mut definition: Definition = serde_json::from_str(&text).ok()?;
     // SAFETY: the caller's open relation.
     unsafe {
         let row = (*table).rd_att;
@@ -129,10 +132,14 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
                 Some(Columns {
                     inputs: upgrade.inputs.iter().map(place).collect::<Option<_>>()?,
                     defaults: outputs.iter().map(|output| unwritten(table, *output, context)).collect(),
+                    refusals: refuses::of(table, &outputs),
                     outputs,
                 })
             })
-            .collect::<Option<Vec<_>>>()?;
+            .collect::<Option<Vec<Columns>>>()?;
+        for (upgrade, columns) in definition.upgrades.iter_mut().zip(&columns) {
+            upgrade.deferred |= columns.refusals.any;
+        }
         let trees = RefCell::new(vec![None; definition.upgrades.len()]);
         Some(Known { definition, marks, columns, trees, context, text })
     }

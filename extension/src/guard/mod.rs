@@ -8,6 +8,7 @@ mod current;
 mod failed;
 mod image;
 mod known;
+mod refuses;
 mod row;
 mod run;
 mod trigger;

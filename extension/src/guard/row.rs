@@ -145,6 +145,11 @@ impl<'a> Row<'a> {
         Ok(())
     }
 
+    /// The table that it is a row of.
+    pub fn table(&self) -> pg_sys::Relation {
+        self.table
+    }
+
     /// The names that the row has.
     pub fn marks(&self) -> Marks {
         // SAFETY: the column is of type text[].
@@ -213,7 +218,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Puts derived values into the row. False where that failed, and was noted.
+    /// Puts derived values into the row. False where that failed, and was noted, or is left to a batch.
     unsafe fn derive(&mut self, run: &Rc<Run>, upgrade: usize, act: Act, has: bool) -> Result<bool, Failure> {
         let known = self.known;
         let definition = &known.definition.upgrades[upgrade];
@@ -232,13 +237,13 @@ impl<'a> Row<'a> {
                 let evaluate = || run.evaluate(self.table, upgrade, &self.new.values, &self.new.nulls);
                 // The batch runs under the settings of the first list.
                 if definition.settings == 0 {
-                    evaluate()
+                    evaluate().map(Some)
                 } else {
                     let settings: Vec<(&str, &str)> = known.definition.settings[definition.settings]
                         .iter()
                         .map(|(name, value)| (name.as_str(), value.as_str()))
                         .collect();
-                    role::with_settings(&settings, evaluate)
+                    role::with_settings(&settings, evaluate).map(Some)
                 }
             } else {
                 let owner = (*(*self.table).rd_rel).relowner;
@@ -250,14 +255,18 @@ impl<'a> Row<'a> {
                     if self.applier == Applier::Writer {
                         let (mut values, mut nulls) = (self.new.values.clone(), self.new.nulls.clone());
                         self.put(&mut values, &mut nulls, upgrade, &places, &outputs);
+                        if known.columns[upgrade].refusals.too_long(&values, &nulls) {
+                            return Ok(None);
+                        }
                         run.check(self.table, &values, &nulls, self.old.is_none());
                     }
-                    Ok(outputs)
+                    Ok(Some(outputs))
                 })
             }
         };
         match outcome {
-            Ok(outputs) => {
+            Ok(None) => Ok(false),
+            Ok(Some(outputs)) => {
                 let (mut values, mut nulls) =
                     (std::mem::take(&mut self.new.values), std::mem::take(&mut self.new.nulls));
                 self.put(&mut values, &mut nulls, upgrade, &places, &outputs);

@@ -106,6 +106,13 @@ pub fn of_table(table: u32) -> Result<Option<Vec<Column>>, Failure> {
     Ok(candidates.first().and_then(|index| index.keys.iter().map(column).collect()))
 }
 
+/// Whether these columns tell every row of a table from every other.
+pub fn stands(table: u32, key: &[Ident]) -> Result<bool, Failure> {
+    let columns = definition::columns(table)?;
+    let named = |attnum: &i16| columns.iter().any(|column| column.attnum == *attnum && key.contains(&column.name));
+    Ok(definition::indexes(table)?.iter().any(|index| identifies(index, &columns) && index.keys.iter().all(named)))
+}
+
 /// Whether an index tells every row from every other by the plain equality of its columns' types.
 fn identifies(index: &Index, columns: &[Column]) -> bool {
     index.is_unique

@@ -10,7 +10,7 @@ use crate::catalog::spi;
 use crate::crash;
 use migrator_core::failure::Failure;
 use pgrx::{JsonB, pg_sys};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 #[derive(Deserialize)]
@@ -36,20 +36,35 @@ pub fn still_aside(table: &Upgraded) -> Result<i64, Failure> {
     set_aside(table)
 }
 
+/// Whether failures are known of which nobody knows the row: every row has to be looked at again.
+pub fn unnoted(table: &Upgraded) -> Result<bool, Failure> {
+    let count: Count = spi::fetch_one(
+        "select count(*) as n from migrator.upgrade_unnoted n where n.relation = $1",
+        &[pg_sys::Oid::from(table.relation.oid).into()],
+    )?;
+    Ok(count.n > 0)
+}
+
 /// Ends a verify sweep: what it found decides what is complete. The caller holds the table's row.
+///
+/// Between its look at a row and this moment only the guard can have changed the row, and where an upgrade failed there the failure
+/// commits together with the row: what is not yet to be seen here makes the upgrade incomplete when it commits, for nothing with
+/// a failure counts as complete, whatever is written here (`table::registered`).
 pub fn ended(table: &Upgraded) -> Result<(), Failure> {
     let oid = pg_sys::Oid::from(table.relation.oid);
     forget_what_is_mended(table)?;
     let sum = sweep::sum(table)?;
     let counts = sweep::counts(table)?;
+    let registered = table.registered()?;
+    // Behind the counts of all that is registered; an empty table has none.
+    let strangers = counts.get(registered.len()).copied().unwrap_or(0);
     spi::execute(
         "update migrator.upgraded set sweep_kind = null, verified_at = pg_catalog.clock_timestamp(), \
-         verify_took = pg_catalog.clock_timestamp() - sweep_began, lacking = $2 where relation = $1",
-        &[oid.into(), sum.pending.into()],
+         verify_took = pg_catalog.clock_timestamp() - sweep_began, lacking = $2, strangers = $3 where relation = $1",
+        &[oid.into(), sum.pending.into(), strangers.into()],
     )?;
     spi::execute("delete from migrator.sweep_chunk where relation = $1", &[oid.into()])?;
     crash::point("step.verified");
-    let registered = table.registered()?;
     let live = registered.iter().filter(|upgrade| upgrade.state != "retiring");
     for (place, upgrade) in live.enumerate() {
         let lacking = counts.get(place).copied().unwrap_or(0);
@@ -62,7 +77,8 @@ pub fn ended(table: &Upgraded) -> Result<(), Failure> {
         }
         let completed = spi::execute(
             "update migrator.upgrade g set state = 'complete', completed_at = pg_catalog.clock_timestamp() where g.id = $1 and g.state = 'running' \
-               and not exists (select from migrator.upgrade_failure f where f.upgrade = g.id) \
+               and not exists (select from migrator.upgrade_failure f where f.relation = g.relation and f.upgrade = g.id) \
+               and not exists (select from migrator.upgrade_unnoted n where n.relation = g.relation and n.upgrade = g.id) \
                and not exists (select from migrator.upgrade_lease l where l.upgrade = g.id and not l.applied and l.until > pg_catalog.clock_timestamp())",
             &[upgrade.id.into()],
         )?;
@@ -83,29 +99,38 @@ pub fn forget_what_is_mended(table: &Upgraded) -> Result<(), Failure> {
     struct Failed {
         upgrade: i64,
         name: String,
-        keys: Vec<Value>,
+        failures: Vec<Noted>,
+    }
+    #[derive(Deserialize, Serialize)]
+    struct Noted {
+        key: Value,
+        seen_at: String,
     }
     #[derive(Deserialize)]
     struct Found {
         key: Vec<String>,
     }
     let failed: Vec<Failed> = spi::fetch(
-        "select f.upgrade, g.name, pg_catalog.jsonb_agg(f.key) as keys from migrator.upgrade_failure f \
+        "select f.upgrade, g.name, pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('key', f.key, 'seen_at', f.seen_at)) as failures from migrator.upgrade_failure f \
          join migrator.upgrade g on g.id = f.upgrade where f.relation = $1 group by 1, 2",
         &[pg_sys::Oid::from(table.relation.oid).into()],
     )?;
     let keyset = Keyset::of(table)?;
-    for Failed { upgrade, name, keys } in failed {
+    for Failed { upgrade, name, failures } in failed {
         let texts = |key: &Value| -> Vec<String> {
             table.key.iter().map(|column| key[column.as_str()].as_str().unwrap_or_default().to_owned()).collect()
         };
-        let all: Vec<Vec<String>> = keys.iter().map(texts).collect();
+        let all: Vec<Vec<String>> = failures.iter().map(|failure| texts(&failure.key)).collect();
         let lacking: Vec<Found> = keyset.query(&keyset.table().lacking_name(&name), &[JsonB(json!(all)).into()])?;
-        let mended: Vec<&Value> =
-            keys.iter().filter(|key| !lacking.iter().any(|found| found.key == texts(key))).collect();
+        let mended: Vec<&Noted> =
+            failures.iter().filter(|failure| !lacking.iter().any(|found| found.key == texts(&failure.key))).collect();
+        // Those that were read before the rows were: what a writer has noted since is another failure, and one that he is just
+        // noting is his. Nobody is waited for.
         spi::execute(
-            "delete from migrator.upgrade_failure f where f.upgrade = $1 and f.key in (select pg_catalog.jsonb_array_elements($2))",
-            &[upgrade.into(), JsonB(json!(mended)).into()],
+            "delete from migrator.upgrade_failure f where (f.relation, f.upgrade, f.key) in (select x.relation, x.upgrade, x.key \
+             from migrator.upgrade_failure x join pg_catalog.jsonb_to_recordset($3) as w (key jsonb, seen_at timestamptz) on w.key = x.key and w.seen_at = x.seen_at \
+             where x.relation = $1 and x.upgrade = $2 for update of x skip locked)",
+            &[pg_sys::Oid::from(table.relation.oid).into(), upgrade.into(), JsonB(json!(mended)).into()],
         )?;
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! What doctor says of upgrades: those that stand still, and for whom.
+//! What doctor says of upgrades: those that stand still, and for whom; guards that are not as they should be; what is left of tables
+//! that were dropped.
 
 /// Findings, as doctor has them, of tables that the role `$1` may see.
 pub const SQL: &str = "\
@@ -20,4 +21,22 @@ union all select 'warning', pg_catalog.format('upgrades of %s', s.name), \
        (select max(k.lease_until) from migrator.sweep_chunk k where k.relation = s.relation)) as at) l on l.at < pg_catalog.clock_timestamp() - interval '1 hour' \
  where s.paused_at is null and s.blocked is null and (s.sweep_kind is not null or s.verified_at is null) \
    and exists (select from migrator.upgrade g where g.relation = s.relation and g.strategy = 'rows' \
-     and (g.state = 'retiring' or g.state = 'running' and g.kind <> 'application'))";
+     and (g.state = 'retiring' or g.state = 'running' and g.kind <> 'application')) \
+union all select 'error', pg_catalog.format('guard of %s', s.name), w.problem, pg_catalog.format('select migrator.resume_upgrades(%L);', s.name) \
+  from seen s cross join lateral (select pg_catalog.jsonb_agg(g.id order by g.ordinal, g.id) filter (where g.state <> 'retiring') as ids, count(*) as n \
+       from migrator.upgrade g where g.relation = s.relation and g.state <> 'retired') r \
+  left join pg_catalog.pg_trigger t on t.tgrelid = s.relation and t.tgname = '~migrator_guard' \
+  cross join lateral (select case when t.oid is null then 'it is gone: rows are written without it' \
+       when t.tgenabled <> 'A' then 'it was switched off: rows are written without it' \
+       when t.tgfoid <> 'migrator._guard()'::pg_catalog.regprocedure then 'another trigger has its name: rows are written without it' \
+       when coalesce((select pg_catalog.jsonb_agg(u.u -> 'id' order by u.n) from pg_catalog.jsonb_array_elements( \
+              pg_catalog.convert_from(pg_catalog.substr(t.tgargs, 1, greatest(0, pg_catalog.length(t.tgargs) - 1)), pg_catalog.getdatabaseencoding())::pg_catalog.jsonb -> 'upgrades') \
+              with ordinality u (u, n)), '[]') is distinct from coalesce(r.ids, '[]') then 'it was overwritten: it knows of other upgrades than are registered' end as problem) w \
+ where r.n > 0 and w.problem is not null \
+union all select 'error', pg_catalog.format('trigger %I on %s', t.tgname, s.name), 'it fires behind the guard, which does not see what it makes of a row', \
+       pg_catalog.format('alter trigger %I on %s rename to …; to a name that sorts before ~migrator_guard, then: select migrator.resume_upgrades(%L);', t.tgname, s.name, s.name) \
+  from seen s join pg_catalog.pg_trigger t on t.tgrelid = s.relation and not t.tgisinternal and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 \
+       and t.tgname > '~migrator_guard'::name collate \"C\" \
+ where exists (select from migrator.upgrade g where g.relation = s.relation and g.state <> 'retired') \
+union all select 'info', pg_catalog.format('upgrades of a table with oid %s', u.relation), 'the table was dropped', pg_catalog.format('select migrator.forget_upgrades(%s::oid::regclass);', u.relation) \
+  from migrator.upgraded u where not exists (select from pg_catalog.pg_class c where c.oid = u.relation)";

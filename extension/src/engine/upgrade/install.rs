@@ -22,24 +22,25 @@ use serde_json::json;
 /// granted, no statement that writes the table is under way; so what the guard did not see is older than this transaction,
 /// and in the first snapshot of the sweep.
 pub fn register(request: &Request) -> Result<i64, Failure> {
+    let relation = Relation::get(request.relation)?;
+    table::check_owner(&relation, request.caller)?;
+    // Two who register at once take turns, and what is read from here on is what the other one has left.
+    table::hold_new(&relation)?;
     let wish = register::understand(request)?;
     let chosen = rewrite::choose(request, &wish)?;
     let relation = &wish.relation;
-    let oid = pg_sys::Oid::from(relation.oid);
     spi::execute(
-        "insert into migrator.upgraded (relation, key, column_added, batch_size, cleanup_batch_size, target_ms) \
-         values ($1, $2, $3, $4, $5, coalesce($6, 200)) on conflict (relation) do update set \
-           batch_size = coalesce($4, migrator.upgraded.batch_size), cleanup_batch_size = coalesce($5, migrator.upgraded.cleanup_batch_size), \
-           target_ms = coalesce($6, migrator.upgraded.target_ms)",
+        "update migrator.upgraded u set column_added = u.column_added or $2, batch_size = coalesce($3, u.batch_size), \
+           cleanup_batch_size = coalesce($4, u.cleanup_batch_size), target_ms = coalesce($5, u.target_ms) where u.relation = $1",
         &[
-            oid.into(),
-            wish.key.iter().map(|column| column.as_str().to_owned()).collect::<Vec<_>>().into(),
+            pg_sys::Oid::from(relation.oid).into(),
             wish.adds_column.into(),
             request.batch_size.into(),
             request.cleanup_batch_size.into(),
             request.target_ms.into(),
         ],
     )?;
+    table::renew_key(relation.oid, &wish.key)?;
     let id = insert(request, &wish)?;
     let upgraded = Upgraded::get(relation.oid)?;
     let what = format!("upgrade {} of table {} was not registered", request.name, relation.name.plain());
@@ -104,12 +105,19 @@ fn function_text(function: u32) -> Result<String, Failure> {
     Ok(text.text)
 }
 
-/// Writes the definition as it is now into the trigger, and makes the view anew.
+/// Writes the definition as it is now into the trigger, and makes the view anew. Without any name to look after the trigger goes.
+///
+/// The caller holds the table's row in `migrator.upgraded`, as everybody does who changes a definition. So the one that is read
+/// here is still the last when the table's lock is granted, however long that took.
 pub fn apply(upgraded: &Upgraded, what: &str, adds_column: bool, view_name: Option<&str>) -> Result<(), Failure> {
     let definition = upgraded.definition()?;
     let mode = if adds_column { Mode::AccessExclusive } else { Mode::ShareRowExclusive };
     let oid = upgraded.relation.oid;
     lock::settle(what, &[oid])?;
+    if definition.upgrades.is_empty() && definition.retired.is_empty() {
+        remove(upgraded, &definition, what)?;
+        return changed(oid);
+    }
     lock::series(
         what,
         lock::ATTEMPTS,
@@ -126,6 +134,43 @@ pub fn apply(upgraded: &Upgraded, what: &str, adds_column: bool, view_name: Opti
             view::make(upgraded, &relation, &definition, view_name)
         },
     )?;
+    changed(oid)
+}
+
+/// Attempts to get the lock under which the trigger goes. Where the table is too busy, one that knows of nothing does no harm.
+const FEW: u32 = 5;
+
+fn remove(upgraded: &Upgraded, definition: &Definition, what: &str) -> Result<(), Failure> {
+    let oid = upgraded.relation.oid;
+    let drop = |mode, statements: &dyn Fn(&Relation) -> Vec<String>, attempts| {
+        lock::series(
+            what,
+            attempts,
+            || Ok(vec![Wanted { relation: oid, mode }]),
+            || Ok(()),
+            || {
+                let relation = Relation::get(oid)?;
+                for statement in statements(&relation) {
+                    spi::execute(&statement, &[])?;
+                }
+                view::make(upgraded, &relation, definition, None)
+            },
+        )
+    };
+    let dropped = drop(
+        Mode::AccessExclusive,
+        &|relation| vec![format!("drop trigger if exists {} on {}", Ident::from(TRIGGER), relation.name)],
+        FEW,
+    );
+    match dropped {
+        Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => {
+            drop(Mode::ShareRowExclusive, &|relation| trigger(relation, definition).to_vec(), lock::ATTEMPTS)
+        }
+        outcome => outcome,
+    }
+}
+
+fn changed(oid: u32) -> Result<(), Failure> {
     spi::execute(
         "update migrator.upgraded set generation = generation + 1, verified_at = null, lacking = null where relation = $1",
         &[pg_sys::Oid::from(oid).into()],
@@ -156,7 +201,10 @@ pub fn trigger(relation: &Relation, definition: &Definition) -> [String; 2] {
 }
 
 /// Whether writes escape the guard: its trigger is gone, switched off, or not what was put there; or a column that an upgrade
-/// names is gone, so that it does nothing.
+/// names is gone, so that it does nothing; or a trigger that came later changes rows behind it.
+///
+/// What is registered and what stands on the table are read one after the other: who finds a difference without holding the table's
+/// row in `migrator.upgraded` may have met somebody who registers.
 pub fn is_unguarded(table: &Upgraded) -> Result<Option<Failure>, Failure> {
     #[derive(Deserialize)]
     struct Guard {
@@ -168,6 +216,7 @@ pub fn is_unguarded(table: &Upgraded) -> Result<Option<Failure>, Failure> {
     if definition.upgrades.is_empty() && definition.retired.is_empty() {
         return Ok(None);
     }
+    crash::point("guard.read");
     let name = table.relation.name.plain();
     let columns = definition::columns(table.relation.oid)?;
     let marks = Ident::from(COLUMN);
@@ -176,9 +225,12 @@ pub fn is_unguarded(table: &Upgraded) -> Result<Option<Failure>, Failure> {
         return Ok(Some(Failure::new(code::UNDEFINED_COLUMN, format!("column {} of table {name}, which an upgrade names, is not there", plain(gone.as_str())))
             .hint("Bring it back under that name, or retire the upgrade: select migrator.retire_upgrade(…, incomplete => true);")));
     }
+    if let Err(behind) = register::last_to_fire(&table.relation) {
+        return Ok(Some(behind));
+    }
     let found: Option<Guard> = spi::fetch_optional(
         "select t.tgenabled::text as enabled, t.tgfoid = 'migrator._guard()'::pg_catalog.regprocedure as ours, \
-           pg_catalog.convert_from(pg_catalog.substr(t.tgargs, 1, pg_catalog.length(t.tgargs) - 1), pg_catalog.getdatabaseencoding()) as argument \
+           pg_catalog.convert_from(pg_catalog.substr(t.tgargs, 1, greatest(0, pg_catalog.length(t.tgargs) - 1)), pg_catalog.getdatabaseencoding()) as argument \
          from pg_catalog.pg_trigger t where t.tgrelid = $1 and t.tgname = $2",
         &[pg_sys::Oid::from(table.relation.oid).into(), TRIGGER.into()],
     )?;
@@ -193,15 +245,18 @@ pub fn is_unguarded(table: &Upgraded) -> Result<Option<Failure>, Failure> {
         .hint("Rows that were written without it may have outputs that do not fit their inputs. Resuming puts it back.")))
 }
 
-/// Puts the guard back where it is not as it should be. Whether it had to.
+/// Puts the guard back where it is not as it should be, and has it and the sweeps find rows by the key that the table has now. Whether
+/// the guard had to be put back. The caller holds the table's row.
 pub fn reinstall(table: &Upgraded) -> Result<bool, Failure> {
-    match is_unguarded(table)? {
-        Some(failure) if failure.code == code::UNDEFINED_COLUMN => Err(failure),
-        Some(_) => {
-            let what = format!("the guard of table {} could not be put back", table.relation.name.plain());
-            apply(table, &what, false, None)?;
-            Ok(true)
-        }
-        None => Ok(false),
+    let off = is_unguarded(table)?;
+    let others = [code::UNDEFINED_COLUMN, code::NOT_SUPPORTED];
+    if let Some(failure) = off.as_ref().filter(|failure| others.contains(&&*failure.code)) {
+        return Err(failure.clone().detail("Nothing was changed."));
     }
+    let key = if table::key_stands(table)? { table.key.clone() } else { table::key_of(&table.relation)? };
+    if table::renew_key(table.relation.oid, &key)? || off.is_some() {
+        let what = format!("the guard of table {} could not be put back", table.relation.name.plain());
+        apply(&table.again()?, &what, false, None)?;
+    }
+    Ok(off.is_some())
 }

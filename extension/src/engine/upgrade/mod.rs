@@ -10,6 +10,7 @@ pub mod explain;
 pub mod failures;
 pub mod findings;
 pub mod follow;
+pub mod forget;
 pub mod hand;
 pub mod install;
 mod keyset;

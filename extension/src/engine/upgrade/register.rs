@@ -7,7 +7,7 @@ use crate::catalog::expression::{self, Place, Shape, Type};
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
 use migrator_core::failure::{Failure, code};
-use migrator_core::ident::{Ident, Name, plain};
+use migrator_core::ident::{Ident, Name, literal, plain};
 use migrator_core::upgrade::{COLUMN, Upgrade};
 use pgrx::pg_sys;
 use serde::Deserialize;
@@ -104,7 +104,7 @@ fn name(request: &Request, relation: &Relation, others: &[Registered]) -> Result
     }
     let table = relation.name.plain();
     match others.iter().find(|other| other.name == *name) {
-        None => Ok(()),
+        None => not_born_with(request, relation),
         Some(other) if other.state == "retiring" => Err(Failure::new(
             code::DUPLICATE_OBJECT,
             format!("upgrade {} of table {table} is retired, and rows still have its name", plain(name)),
@@ -112,7 +112,7 @@ fn name(request: &Request, relation: &Relation, others: &[Registered]) -> Result
         .detail(
             "A row that has the name would be taken for one that the new upgrade was applied to. Nothing was changed.",
         )
-        .hint(format!("Take another name; or let the cleanup end: call migrator.run_upgrades('{table}');"))),
+        .hint(format!("Take another name; or let the cleanup end: call migrator.run_upgrades({});", literal(&table)))),
         Some(_) => Err(Failure::new(
             code::DUPLICATE_OBJECT,
             format!("table {table} has an upgrade {} already", plain(name)),
@@ -120,6 +120,34 @@ fn name(request: &Request, relation: &Relation, others: &[Registered]) -> Result
         .detail("Rows that have its name would never get another one of that name. Nothing was changed.")
         .hint("Register a correction under a name of its own; select * from migrator.upgrades; lists what there is.")),
     }
+}
+
+/// Rows that are born with a name, which meant something else before, would never get what it means now.
+fn not_born_with(request: &Request, relation: &Relation) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Used {
+        used: bool,
+    }
+    let used: Used = spi::fetch_one(
+        "select exists (select from migrator.upgrade g where g.relation = $1 and g.name = $2) as used",
+        &[pg_sys::Oid::from(relation.oid).into(), request.name.clone().into()],
+    )?;
+    if !used.used || !table::born_with(relation)?.contains(&request.name) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        code::DUPLICATE_OBJECT,
+        format!(
+            "upgrade {} of table {} was retired, and rows are still born with its name",
+            plain(&request.name),
+            relation.name.plain()
+        ),
+    )
+    .detail(format!("The default of column {COLUMN} has it. A new row would be taken for one that the new upgrade was applied to. Nothing was changed."))
+    .hint(format!(
+        "Take another name; or take it off the default: alter table {} alter column {COLUMN} set default '{{}}';",
+        relation.name
+    )))
 }
 
 /// The order is fixed: a row that has a later upgrade cannot get an earlier one any more.
@@ -403,8 +431,9 @@ fn among(relation: &Relation, upgrade: &Upgrade, others: &[Registered]) -> Resul
                 plain(column.as_str())
             ))
             .hint(format!(
-                "When its inputs change, the earlier one would write over the later. Wait until it is complete and retire it: select migrator.retire_upgrade('{table}', '{}');",
-                other.name
+                "When its inputs change, the earlier one would write over the later. Wait until it is complete and retire it: select migrator.retire_upgrade({}, {});",
+                literal(&table),
+                literal(&other.name)
             )));
         }
         let back = upgrade.outputs().find(|output| theirs.inputs.contains(output));
@@ -418,15 +447,17 @@ fn among(relation: &Relation, upgrade: &Upgrade, others: &[Registered]) -> Resul
                 plain(&other.name)
             ))
             .hint(format!(
-                "Wait until the earlier one is complete and retire it: select migrator.retire_upgrade('{table}', '{}');",
-                other.name
+                "Wait until the earlier one is complete and retire it: select migrator.retire_upgrade({}, {});",
+                literal(&table),
+                literal(&other.name)
             )));
         }
     }
     Ok(())
 }
 
-/// Whether a derived value could make an application's statement fail where the guard cannot try it first.
+/// Whether a derived value could make an application's statement fail where the guard cannot try it first. Of indexes and foreign keys
+/// the guard knows by itself, as they are when a row is written; here it is for whoever asks what will happen.
 fn may_fail(relation: &Relation, upgrade: &Upgrade) -> Result<bool, Failure> {
     #[derive(Deserialize)]
     struct Found {
@@ -435,8 +466,10 @@ fn may_fail(relation: &Relation, upgrade: &Upgrade) -> Result<bool, Failure> {
     let outputs: Vec<String> = upgrade.outputs().map(|column| column.as_str().to_owned()).collect();
     let found: Found = spi::fetch_one(
         "select w.found from (with outputs as (select a.attnum from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attname = any ($2)) \
-         select exists (select from pg_catalog.pg_index i where i.indrelid = $1 and (i.indisunique or i.indisexclusion) \
-                         and (i.indexprs is not null or i.indpred is not null or exists (select from outputs o where o.attnum = any (i.indkey)))) \
+         select exists (select from pg_catalog.pg_index i where i.indrelid = $1 \
+                         and (exists (select from pg_catalog.pg_depend d join outputs o on o.attnum = d.refobjsubid where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objid = i.indexrelid \
+                           and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = $1 and o.attnum <> all (i.indkey)) \
+                         or (i.indisunique or i.indisexclusion) and exists (select from outputs o where o.attnum = any (i.indkey)))) \
              or exists (select from pg_catalog.pg_constraint c where c.conrelid = $1 and c.contype = 'f' and exists (select from outputs o where o.attnum = any (c.conkey))) \
              or exists (select from pg_catalog.pg_depend d where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass \
                          and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = $1 and d.refobjsubid in (select o.attnum from outputs o)) \

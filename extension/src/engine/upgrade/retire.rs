@@ -1,7 +1,7 @@
 //! Retiring an upgrade: its name means nothing any more, at once; rows lose it as they are written, by a sweep, or all of
 //! them in one moment where no live upgrade is left.
 
-use super::table::{Registered, Upgraded};
+use super::table::{self, Registered, Upgraded};
 use super::{install, view};
 use crate::catalog::attempt::attempt;
 use crate::catalog::lock::{self, Mode, Wanted};
@@ -10,7 +10,7 @@ use crate::catalog::spi;
 use crate::crash;
 use crate::guard::TRIGGER;
 use migrator_core::failure::{Failure, code};
-use migrator_core::ident::{Ident, plain};
+use migrator_core::ident::{Ident, literal, plain};
 use migrator_core::upgrade::COLUMN;
 use pgrx::pg_sys;
 use serde::Deserialize;
@@ -21,34 +21,36 @@ use serde_json::json;
 /// An upgrade that is not complete is refused, for rows without it would never get it, unless `incomplete` says that this is
 /// meant: it was registered by mistake.
 pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static str, Failure> {
+    let table = &table.held()?;
     let upgrade = table.named(name)?;
     let relation = table.relation.name.plain();
+    let (quoted, quoted_name) = (literal(&relation), literal(name));
     if upgrade.state == "retiring" {
         return Err(Failure::new(
             code::NOT_IN_STATE,
             format!("upgrade {} of table {relation} is retired already", plain(name)),
         )
         .detail("Rows that still have its name lose it in batches. Nothing was changed.")
-        .hint(format!("Let that end: call migrator.run_upgrades('{relation}');")));
+        .hint(format!("Let that end: call migrator.run_upgrades({quoted});")));
     }
     if upgrade.state != "complete" && !incomplete {
         return Err(Failure::new(code::NOT_IN_STATE, format!("upgrade {} of table {relation} is not complete", plain(name)))
             .detail("Rows that lack it would never get it. Nothing was changed.")
             .hint(format!(
-                "Let it end: call migrator.run_upgrades('{relation}'); or, if it should not have been registered: select migrator.retire_upgrade('{relation}', {}, incomplete => true);",
-                migrator_core::ident::literal(name)
+                "Let it end: call migrator.run_upgrades({quoted}); or, if it should not have been registered: select migrator.retire_upgrade({quoted}, {quoted_name}, incomplete => true);"
             )));
     }
     spi::execute(
-        "update migrator.upgrade set state = 'retiring', retired_at = pg_catalog.clock_timestamp() where id = $1",
-        &[upgrade.id.into()],
+        "update migrator.upgrade set state = 'retiring', retired_at = pg_catalog.clock_timestamp(), completed_at = case when $2 then completed_at end where id = $1",
+        &[upgrade.id.into(), (upgrade.state == "complete").into()],
     )?;
     spi::execute("delete from migrator.upgrade_failure where upgrade = $1", &[upgrade.id.into()])?;
+    spi::execute("delete from migrator.upgrade_unnoted where upgrade = $1", &[upgrade.id.into()])?;
     spi::execute("delete from migrator.upgrade_lease where upgrade = $1", &[upgrade.id.into()])?;
     table.event("retired", &format!("upgrade {name} was retired"), json!({"upgrade": name, "was": upgrade.state}))?;
     let left = table.registered()?;
     let what = format!("upgrade {} of table {relation} was not retired", plain(name));
-    if left.iter().all(|other| other.state == "retiring") && column_stands_alone(table)? {
+    if left.iter().all(|other| other.state == "retiring") && only_our_names(table) && column_stands_alone(table)? {
         let swept = attempt(|| drop_all(table, &what));
         match swept {
             Ok(()) => return Ok("at once"),
@@ -59,6 +61,12 @@ pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static
     }
     install::apply(table, &what, false, None)?;
     Ok("in batches")
+}
+
+/// Whether all names that rows have were registered here: the column was made here, and the last look at every row found no other.
+/// With an adopted column goes what others remember in it, perhaps in rows that they are about to write.
+fn only_our_names(table: &Upgraded) -> bool {
+    table.state.column_added && table.state.strangers == Some(0)
 }
 
 /// Takes the names off all rows in one moment: the column is dropped and made anew. Only the catalog is written.
@@ -85,6 +93,12 @@ fn drop_all(table: &Upgraded, what: &str) -> Result<(), Failure> {
             view::make(table, &relation, &table.definition()?, None)
         },
     )?;
+    // A sweep that is under way has nothing to look for any more.
+    spi::execute(
+        "update migrator.upgraded set generation = generation + 1, sweep_kind = null, verified_at = null, lacking = null where relation = $1",
+        &[pg_sys::Oid::from(oid).into()],
+    )?;
+    spi::execute("delete from migrator.sweep_chunk where relation = $1", &[pg_sys::Oid::from(oid).into()])?;
     crash::point("retire");
     gone(table, &table.registered()?)
 }
@@ -109,18 +123,36 @@ fn column_stands_alone(table: &Upgraded) -> Result<bool, Failure> {
     Ok(found.alone)
 }
 
+/// Whether retired names are free.
+pub enum Clean {
+    /// No row has them, and the guard does not know of them any more.
+    Done,
+    /// Rows have them, or may have.
+    NotYet,
+    /// No row would have them, if rows were not born with them: what somebody has to do.
+    Born(String),
+}
+
 /// A look at all rows found none with a retired name: the guard need not know of it any more, and it is free to be used again.
-/// False while there are such rows. The names' rows were counted by the last verify sweep.
-pub fn clean(table: &Upgraded) -> Result<bool, Failure> {
+/// The names' rows were counted by the last verify sweep.
+pub fn clean(table: &Upgraded) -> Result<Clean, Failure> {
     if !table.alone()? {
-        return Ok(false);
+        return Ok(Clean::NotYet);
     }
     let now = table.again()?;
     if now.state.generation != table.state.generation || !now.state.verified || now.state.lacking.unwrap_or(1) > 0 {
-        return Ok(false);
+        return Ok(Clean::NotYet);
     }
     let retiring: Vec<Registered> =
         table.registered()?.into_iter().filter(|upgrade| upgrade.state == "retiring").collect();
+    let born = table::born_with(&table.relation)?;
+    if let Some(upgrade) = retiring.iter().find(|upgrade| born.contains(&upgrade.name)) {
+        return Ok(Clean::Born(format!(
+            "rows are born with the retired name {}: alter table {} alter column {COLUMN} set default '{{}}';",
+            plain(&upgrade.name),
+            table.relation.name
+        )));
+    }
     gone(table, &retiring)?;
     let what = format!("retired names of table {} could not be forgotten", table.relation.name.plain());
     install::apply(table, &what, false, None)?;
@@ -129,7 +161,7 @@ pub fn clean(table: &Upgraded) -> Result<bool, Failure> {
         "update migrator.upgraded set sweep_generation = generation, verified_at = pg_catalog.clock_timestamp(), lacking = 0 where relation = $1",
         &[pg_sys::Oid::from(table.relation.oid).into()],
     )?;
-    Ok(true)
+    Ok(Clean::Done)
 }
 
 fn gone(table: &Upgraded, upgrades: &[Registered]) -> Result<(), Failure> {

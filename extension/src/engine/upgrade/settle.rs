@@ -21,6 +21,7 @@ pub fn pause(table: &Upgraded) -> Result<(), Failure> {
 /// Where the guard is not as it should be, it is put back, and every row is looked at again. Which rows were written without it nobody
 /// can tell: one whose inputs changed then keeps its outputs until they change again.
 pub fn resume(table: &Upgraded) -> Result<(), Failure> {
+    let table = &table.held()?;
     if install::reinstall(table)? {
         table.event(
             "guard_restored",

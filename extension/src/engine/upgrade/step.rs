@@ -2,8 +2,9 @@
 
 use super::batch::{self as written, Batch};
 use super::keyset::Keyset;
+use super::retire::Clean;
 use super::sweep::{self, Chunk, Kind, Progress};
-use super::table::Upgraded;
+use super::table::{self, Upgraded};
 use super::{complete, install, retire, rewrite};
 use crate::catalog::cost::Meter;
 use crate::catalog::{lock, spi};
@@ -11,6 +12,7 @@ use crate::crash;
 use crate::engine::{guard, load};
 use migrator_core::batch::{self, Aim, Pace};
 use migrator_core::failure::{Failure, code};
+use migrator_core::ident::literal;
 use migrator_core::load::Verdict;
 use migrator_core::sqlstate;
 use migrator_core::upgrade::Definition;
@@ -67,9 +69,16 @@ pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
         let hint = table.state.blocked_hint.as_deref().unwrap_or_default();
         return Ok(Step { done: true, ..Step::wait("blocked", 1000, format!("{why}. {hint}").trim()) });
     }
-    if let Some(why) = install::is_unguarded(table)? {
-        written::block(table, &table.definition()?, &why)?;
-        return Ok(Step { done: true, ..Step::wait("blocked", 1000, why.message) });
+    if install::is_unguarded(table)?.is_some() {
+        // Or somebody has registered between our look at one and at the other. While we hold the row nobody does.
+        if !table.alone()? {
+            return Ok(another());
+        }
+        let now = table.again()?;
+        return match install::is_unguarded(&now)? {
+            Some(why) => blocked(&now, why),
+            None => Ok(Step::new("upgrading")),
+        };
     }
     if let Some(change) = rewrite::under_way(table)? {
         let reason = format!(
@@ -110,12 +119,17 @@ fn kind(table: &Upgraded) -> Option<Kind> {
 /// Shows why nothing goes on, or that it does.
 fn note(table: &Upgraded, reason: Option<&str>) -> Result<(), Failure> {
     spi::execute(
-        "update migrator.upgraded set waiting = $2, waiting_since = case when $2 is null then null else coalesce(waiting_since, pg_catalog.clock_timestamp()) end \
+        "update migrator.upgraded set waiting = $2, waiting_since = case when $2 is not null then pg_catalog.clock_timestamp() end \
          where relation = $1 and waiting is distinct from $2 \
            and relation in (select u.relation from migrator.upgraded u where u.relation = $1 for no key update skip locked)",
         &[pg_sys::Oid::from(table.relation.oid).into(), reason.into()],
     )
     .map(|_| ())
+}
+
+fn blocked(table: &Upgraded, why: Failure) -> Result<Step, Failure> {
+    written::block(table, &table.definition()?, &why)?;
+    Ok(Step { done: true, ..Step::wait("blocked", 1000, why.message) })
 }
 
 fn another() -> Step {
@@ -133,6 +147,9 @@ fn begin(table: &Upgraded, kind: Kind) -> Result<Step, Failure> {
     {
         return Ok(Step::new("upgrading"));
     }
+    if let Some(why) = table::key_gone(&now)? {
+        return blocked(&now, why);
+    }
     sweep::begin(&now, kind, now.state.batch_size.unwrap_or(FIRST))?;
     Ok(Step::new(state(kind)))
 }
@@ -146,30 +163,36 @@ fn state(kind: Kind) -> &'static str {
 
 /// Between two sweeps: is there anything to do?
 fn decide(table: &Upgraded) -> Result<Step, Failure> {
+    // First: an upgrade is complete again when the last of its rows is mended.
+    let aside = if table.state.verified { complete::still_aside(table)? } else { 0 };
     let registered = table.registered()?;
     let running: Vec<_> = registered.iter().filter(|upgrade| upgrade.state == "running").collect();
     let retiring = registered.iter().any(|upgrade| upgrade.state == "retiring");
     // Rows can come, or lose the name, without it: what only batches derive, and what application code does.
     let may_lack = registered.iter().any(|upgrade| upgrade.definition.deferred || upgrade.kind == "application");
+    let left = |upgrade: &table::Registered| table::may_be_left(&table.relation, &upgrade.definition);
+    let may_lack = may_lack || table.state.verify_due && any(&registered, left)?;
     if running.is_empty() && !retiring && !(may_lack && table.state.verify_due) {
         return Ok(Step { done: true, ..Step::new("complete") });
     }
-    if !table.state.verified {
+    if !table.state.verified || complete::unnoted(table)? {
         let batches = retiring || running.iter().any(|upgrade| upgrade.kind != "application");
         return begin(table, if batches { Kind::Upgrade } else { Kind::Verify });
     }
-    let aside = complete::still_aside(table)?;
     if table.state.lacking.unwrap_or(0) > aside {
         return begin(table, Kind::Upgrade);
     }
-    if retiring && retire::clean(table)? {
+    let clean = if retiring { retire::clean(table)? } else { Clean::NotYet };
+    if matches!(clean, Clean::Done) {
         return Ok(Step::new("cleaning"));
     }
     if table.state.verify_due {
         return begin(table, Kind::Verify);
     }
     let name = table.relation.name.plain();
-    let reason = if aside > 0 {
+    let reason = if let Clean::Born(what) = clean {
+        what
+    } else if aside > 0 {
         format!(
             "{aside} row(s) are set aside: select * from migrator.upgrade_failures; then migrator.retry_failed or waive_failed"
         )
@@ -177,6 +200,10 @@ fn decide(table: &Upgraded) -> Result<Step, Failure> {
         format!("application code has rows of {name} to upgrade: migrator.select_batch hands them out")
     };
     Ok(Step { done: true, ..Step::wait("waiting", 5000, reason) })
+}
+
+fn any<T>(list: &[T], is: impl Fn(&T) -> Result<bool, Failure>) -> Result<bool, Failure> {
+    list.iter().try_fold(false, |found, one| Ok(found || is(one)?))
 }
 
 fn work(table: &Upgraded, kind: Kind, worker: &str, factor: i32) -> Result<Step, Failure> {
@@ -223,7 +250,12 @@ fn nothing_to_claim(table: &Upgraded, kind: Kind, lease_ms: i32) -> Result<Step,
         return Ok(Step::new(state(kind)));
     }
     match kind {
-        Kind::Upgrade => sweep::begin(&now, Kind::Verify, FIRST * 10)?,
+        Kind::Upgrade => {
+            if let Some(why) = table::key_gone(&now)? {
+                return blocked(&now, why);
+            }
+            sweep::begin(&now, Kind::Verify, FIRST * 10)?;
+        }
         Kind::Verify => complete::ended(&now)?,
     }
     Ok(Step::new("verifying"))
@@ -377,10 +409,10 @@ fn over_budget(table: &Upgraded) -> Result<bool, Failure> {
     if aside <= budget {
         return Ok(false);
     }
-    let name = table.relation.name.plain();
+    let name = literal(&table.relation.name.plain());
     let why = format!("{aside} rows failed, more than the {budget} that may");
     let hint = format!(
-        "select sqlstate, message, count(*) from migrator.upgrade_failures where relation = '{name}' group by 1, 2; shows why. Then retire the upgrade and register a better one, or go on: select migrator.resume_upgrades('{name}');"
+        "select sqlstate, message, count(*) from migrator.upgrade_failures where relation = {name} group by 1, 2; shows why. Then retire the upgrade and register a better one, or go on: select migrator.resume_upgrades({name});"
     );
     spi::execute(
         "update migrator.upgraded set blocked = $2, blocked_hint = $3 where relation = $1",

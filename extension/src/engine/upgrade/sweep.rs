@@ -64,6 +64,8 @@ pub fn begin(table: &Upgraded, kind: Kind, first_batch: i32) -> Result<(), Failu
     let oid = pg_sys::Oid::from(table.relation.oid);
     let sweep = table.state.sweep + 1;
     spi::execute("delete from migrator.sweep_chunk where relation = $1", &[oid.into()])?;
+    // Who notes one of these commits it with its row: this sweep, whose snapshots come later, sees every row that is forgotten here.
+    spi::execute("delete from migrator.upgrade_unnoted where relation = $1", &[oid.into()])?;
     spi::execute(
         "update migrator.upgraded set sweep = $2, sweep_kind = $3, sweep_generation = generation, sweep_began = pg_catalog.clock_timestamp(), \
          rows_vacuumed = 0, rows_total = greatest(0, (select case when c.relkind = 'p' then (select sum(greatest(0, m.reltuples)) \
@@ -128,7 +130,7 @@ pub fn claim(table: &Upgraded, worker: &str, lease_ms: i32) -> Result<Option<Chu
              order by k.key_after is not null and k.key_after = k.key_until, k.worker is not distinct from $3 desc, k.number limit 1 for update skip locked), \
          p as materialized (select k.batch_rows, k.rate, k.weight from migrator.sweep_chunk k where k.relation = $1 and k.sweep = $2 and k.rate is not null \
              order by k.done_at desc nulls last limit 1), \
-         u as (update migrator.sweep_chunk k set epoch = k.epoch + case when k.worker is distinct from $3 then 1 else 0 end, worker = $3, \
+         u as (update migrator.sweep_chunk k set worker = $3, \
                  lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4 / 1000.0), \
                  batch_rows = case when k.rate is null then coalesce((select p.batch_rows from p), k.batch_rows) else k.batch_rows end, \
                  rate = coalesce(k.rate, (select p.rate from p)), weight = coalesce(k.weight, (select p.weight from p)) \
@@ -218,7 +220,8 @@ pub fn sum(table: &Upgraded) -> Result<Sum, Failure> {
     )
 }
 
-/// What a verify sweep counted, place by place: rows that lack each upgrade, then rows that still have each retired name.
+/// What a verify sweep counted, place by place: rows that lack each upgrade, then rows that still have each retired name, then rows
+/// with a name that is neither.
 pub fn counts(table: &Upgraded) -> Result<Vec<i64>, Failure> {
     #[derive(Deserialize)]
     struct Count {

@@ -1,12 +1,13 @@
 //! A table with upgrades: which tables can have them, and what is known of one.
 
+use crate::catalog::attempt::attempt;
 use crate::catalog::definition::Column;
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
 use crate::engine::shape::keys;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, plain};
-use migrator_core::upgrade::{Definition, Upgrade};
+use migrator_core::upgrade::{COLUMN, Definition, Upgrade};
 use pgrx::pg_sys;
 use serde::Deserialize;
 use serde_json::Value;
@@ -42,6 +43,10 @@ pub struct State {
     /// Whether that is long ago, by what it cost.
     pub verify_due: bool,
     pub lacking: Option<i64>,
+    /// Rows with names that nobody registered here, by the last look at all rows.
+    pub strangers: Option<i64>,
+    /// Whether `applied_upgrades` was made here.
+    pub column_added: bool,
     key: Vec<Ident>,
 }
 
@@ -63,7 +68,7 @@ impl Upgraded {
     pub fn find(oid: u32) -> Result<Option<Upgraded>, Failure> {
         let state: Option<State> = spi::fetch_optional(
             "select u.generation, u.view_schema, u.view_name, u.batch_size, u.cleanup_batch_size, u.target_ms, \
-             u.paused_at is not null as paused, u.blocked, u.blocked_hint, u.forgiven, u.sweep, u.sweep_kind, u.sweep_generation, u.key, u.rows_total, u.rows_vacuumed, u.verified_at is not null as verified, u.lacking, \
+             u.paused_at is not null as paused, u.blocked, u.blocked_hint, u.forgiven, u.sweep, u.sweep_kind, u.sweep_generation, u.key, u.rows_total, u.rows_vacuumed, u.verified_at is not null as verified, u.lacking, u.strangers, u.column_added, \
              coalesce(u.verified_at + greatest(interval '1 minute', 20 * u.verify_took) < pg_catalog.clock_timestamp(), true) as verify_due \
              from migrator.upgraded u where u.relation = $1",
             &[pg_sys::Oid::from(oid).into()],
@@ -84,6 +89,13 @@ impl Upgraded {
             &[pg_sys::Oid::from(self.relation.oid).into()],
         )?;
         Ok(rows == 1)
+    }
+
+    /// Takes the table's row until the end of the transaction, and gives the table as it is then. Whoever changes what is registered
+    /// begins with it, so the definitions that he reads are those that he writes over.
+    pub fn held(&self) -> Result<Upgraded, Failure> {
+        hold(&self.relation)?;
+        self.again()
     }
 
     /// The same, or a refusal.
@@ -139,6 +151,46 @@ impl Upgraded {
     }
 }
 
+/// Takes the row of a table in `migrator.upgraded`, which may be one that another session is about to write. It is waited for a
+/// while: who registers in a transaction of some length has it until the end of that.
+pub fn hold(relation: &Relation) -> Result<(), Failure> {
+    let held = role::with_settings(&[("lock_timeout", "5s")], || {
+        attempt(|| {
+            spi::execute(
+                "select from migrator.upgraded u where u.relation = $1 for no key update",
+                &[pg_sys::Oid::from(relation.oid).into()],
+            )
+        })
+    });
+    held.map(|_| ()).map_err(|failure| taken(relation, failure))
+}
+
+/// The same for a table that may have no upgrades yet: then it has a row afterwards.
+pub fn hold_new(relation: &Relation) -> Result<(), Failure> {
+    let made = role::with_settings(&[("lock_timeout", "5s")], || {
+        attempt(|| {
+            spi::execute(
+                "insert into migrator.upgraded (relation, key, column_added) values ($1, '{}', false) on conflict (relation) do nothing",
+                &[pg_sys::Oid::from(relation.oid).into()],
+            )
+        })
+    });
+    made.map_err(|failure| taken(relation, failure))?;
+    hold(relation)
+}
+
+fn taken(relation: &Relation, failure: Failure) -> Failure {
+    if failure.code != code::LOCK_NOT_AVAILABLE {
+        return failure;
+    }
+    Failure::new(
+        code::LOCK_NOT_AVAILABLE,
+        format!("another session is changing what is registered for table {}", relation.name.plain()),
+    )
+    .detail("It has it until the end of its transaction. Nothing was changed.")
+    .hint("Call it again when that transaction has ended.")
+}
+
 /// The table that a caller names, which cannot be NULL.
 pub fn given(relation: Option<u32>) -> Result<u32, Failure> {
     relation.ok_or_else(|| {
@@ -157,10 +209,12 @@ pub fn event(relation: u32, kind: &str, message: &str, detail: Value) -> Result<
     .map(|_| ())
 }
 
-/// The upgrades of a table that are not gone, in order.
+/// The upgrades of a table that are not gone, in order. One that was complete is not while a row is known that lacks it: a writer in
+/// whose statement it failed may have been open when every row was looked at, and have committed since.
 pub fn registered(oid: u32) -> Result<Vec<Registered>, Failure> {
     spi::fetch(
-        "select g.id, g.name, g.ordinal, g.kind, g.state, g.definition, g.definition -> 'settings_list' as settings \
+        "select g.id, g.name, g.ordinal, g.kind, case when g.state = 'complete' and (exists (select from migrator.upgrade_failure f where f.relation = g.relation and f.upgrade = g.id) \
+             or exists (select from migrator.upgrade_unnoted n where n.relation = g.relation and n.upgrade = g.id)) then 'running' else g.state end as state, g.definition, g.definition -> 'settings_list' as settings \
          from migrator.upgrade g where g.relation = $1 and g.state <> 'retired' order by g.ordinal, g.id",
         &[pg_sys::Oid::from(oid).into()],
     )
@@ -181,6 +235,115 @@ pub fn define(key: Vec<Ident>, registered: &[Registered]) -> Definition {
         definition.upgrades.push(Upgrade { id: one.id, settings, ..one.definition.clone() });
     }
     definition
+}
+
+/// The columns by which rows of a table are found, or a refusal.
+pub fn key_of(relation: &Relation) -> Result<Vec<Ident>, Failure> {
+    Ok(key_columns(relation)?.into_iter().map(|column| column.name).collect())
+}
+
+/// Whether the key that rows are found by still tells every row from every other.
+pub fn key_stands(table: &Upgraded) -> Result<bool, Failure> {
+    keys::stands(table.relation.oid, &table.key)
+}
+
+/// Why a sweep cannot begin: the table has another key by now, or none.
+pub fn key_gone(table: &Upgraded) -> Result<Option<Failure>, Failure> {
+    if key_stands(table)? {
+        return Ok(None);
+    }
+    let columns: Vec<String> = table.key.iter().map(|column| plain(column.as_str())).collect();
+    Ok(Some(
+        Failure::new(
+            code::NOT_IN_STATE,
+            format!("({}) is not a key of table {} any more", columns.join(", "), table.relation.name.plain()),
+        )
+        .hint("Make it one again, or another one: a primary key, or a unique index on columns that are NOT NULL. Resuming takes the one that is there."),
+    ))
+}
+
+/// Has rows found by this key from now on. What names rows by another one is forgotten: the next sweep finds what failed, and what
+/// was handed out is handed out again. Whether the key is another one.
+pub fn renew_key(oid: u32, key: &[Ident]) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct Before {
+        key: Vec<Ident>,
+    }
+    let relation = pg_sys::Oid::from(oid);
+    let before: Before =
+        spi::fetch_one("select u.key from migrator.upgraded u where u.relation = $1", &[relation.into()])?;
+    if before.key == key {
+        return Ok(false);
+    }
+    let names: Vec<String> = key.iter().map(|column| column.as_str().to_owned()).collect();
+    spi::execute(
+        "update migrator.upgraded set key = $2::name[], sweep_kind = null, verified_at = null, lacking = null where relation = $1",
+        &[relation.into(), names.clone().into()],
+    )?;
+    if before.key.is_empty() {
+        return Ok(true);
+    }
+    spi::execute("delete from migrator.sweep_chunk where relation = $1", &[relation.into()])?;
+    // Their rows lack the name still, which nobody knows any more.
+    spi::execute(
+        "insert into migrator.upgrade_unnoted (relation, upgrade) select distinct f.relation, f.upgrade from migrator.upgrade_failure f where f.relation = $1",
+        &[relation.into()],
+    )?;
+    spi::execute("delete from migrator.upgrade_failure where relation = $1", &[relation.into()])?;
+    spi::execute("delete from migrator.upgrade_lease where relation = $1", &[relation.into()])?;
+    spi::execute(
+        "update migrator.upgrade_cursor set key_after = null, idle_until = null, marked_after = null, marked_ended = null \
+         where upgrade in (select g.id from migrator.upgrade g where g.relation = $1)",
+        &[relation.into()],
+    )?;
+    event(
+        oid,
+        "key_renewed",
+        &format!("rows are found by ({})", names.join(", ")),
+        serde_json::json!({"key": names, "before": before.key.iter().map(Ident::as_str).collect::<Vec<_>>()}),
+    )?;
+    Ok(true)
+}
+
+/// Names that a row is born with: those in the default of `applied_upgrades`.
+pub fn born_with(relation: &Relation) -> Result<Vec<String>, Failure> {
+    #[derive(Deserialize)]
+    struct Default {
+        text: String,
+    }
+    #[derive(Deserialize)]
+    struct Names {
+        names: Vec<Option<String>>,
+    }
+    let default: Option<Default> = spi::fetch_optional(
+        "select pg_catalog.pg_get_expr(d.adbin, d.adrelid) as text from pg_catalog.pg_attrdef d \
+         join pg_catalog.pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum where a.attrelid = $1 and a.attname = $2",
+        &[pg_sys::Oid::from(relation.oid).into(), COLUMN.into()],
+    )?;
+    let Some(Default { text }) = default else { return Ok(vec![]) };
+    let born: Names = role::as_owner(relation.owner(), &[], || {
+        spi::fetch_one(&format!("select coalesce(({text})::pg_catalog.text[], '{{}}') as names"), &[])
+    })?;
+    Ok(born.names.into_iter().flatten().collect())
+}
+
+/// Whether a guard may leave rows of this upgrade to batches because of an index or a foreign key that is there now (`guard::known`
+/// says exactly which; this is never less).
+pub fn may_be_left(relation: &Relation, upgrade: &Upgrade) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct Found {
+        found: bool,
+    }
+    let outputs: Vec<String> = upgrade.outputs().map(|column| column.as_str().to_owned()).collect();
+    let found: Found = spi::fetch_one(
+        "select w.found from (with tables as (select $1::pg_catalog.oid as oid union select t.relid from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t), \
+           outputs as (select a.attrelid, a.attnum, a.attlen from pg_catalog.pg_attribute a join tables t on t.oid = a.attrelid where a.attname = any ($2)) \
+         select exists (select from pg_catalog.pg_index i join tables t on t.oid = i.indrelid where i.indexprs is not null or i.indpred is not null \
+                 or exists (select from outputs o where o.attrelid = i.indrelid and o.attnum = any (i.indkey) and (o.attlen < 0 or i.indisunique or i.indisexclusion))) \
+             or exists (select from pg_catalog.pg_constraint c join outputs o on o.attrelid = c.conrelid where c.contype = 'f' and o.attnum = any (c.conkey)) as found) w",
+        &[pg_sys::Oid::from(relation.oid).into(), outputs.into()],
+    )?;
+    Ok(found.found)
 }
 
 /// Refuses a caller who neither owns the table nor is a member of its owner.
@@ -265,6 +428,11 @@ pub fn check(relation: &Relation, caller: pg_sys::Oid) -> Result<Vec<Column>, Fa
         ))
         .hint(format!("alter table {} no force row level security; or alter role {owner} bypassrls;", relation.name)));
     }
+    key_columns(relation)
+}
+
+fn key_columns(relation: &Relation) -> Result<Vec<Column>, Failure> {
+    let name = relation.name.plain();
     keys::of_table(relation.oid)?.ok_or_else(|| {
         Failure::new(code::NOT_IN_STATE, format!("{name} has no key: no primary key, and no unique index on NOT NULL columns"))
             .detail("Without one a row cannot be found again. Nothing was changed.")

@@ -154,6 +154,9 @@ fn select(table: &Relation, definition: &Definition, before: Option<&[Ident]>) -
     let columns: Vec<String> = names
         .iter()
         .map(|name| match name {
+            name if *name == pending && definition.upgrades.is_empty() => {
+                format!("'{{}}'::pg_catalog.text[] as {name}")
+            }
             name if *name == pending => {
                 format!("case when {done} then '{{}}'::pg_catalog.text[] else migrator.pending(l) end as {name}")
             }

@@ -1,0 +1,111 @@
+//! The end of it: a table whose upgrades are all retired becomes one that never had any.
+
+use super::table::{self, Upgraded};
+use crate::catalog::attempt::attempt;
+use crate::catalog::lock::{self, Mode, Wanted};
+use crate::catalog::relation::Relation;
+use crate::catalog::{role, spi};
+use crate::guard::TRIGGER;
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::{Ident, Name, literal, plain};
+use migrator_core::upgrade::COLUMN;
+use pgrx::pg_sys;
+
+/// Removes view, guard and, where it was made here and only our names were ever in it, the column; and what is written down of the
+/// table. Of a table that was dropped only the latter is left. Says whether the column went.
+pub fn forget(oid: u32) -> Result<bool, Failure> {
+    let caller = role::caller();
+    role::as_extension(|| {
+        let Some(relation) = Relation::find(oid)? else { return dropped(oid) };
+        table::check_owner(&relation, caller)?;
+        Upgraded::get(oid)?;
+        table::hold(&relation)?;
+        let table = Upgraded::get(oid)?;
+        let name = relation.name.plain();
+        if let Some(left) = table.registered()?.first() {
+            let (quoted, upgrade) = (literal(&name), literal(&left.name));
+            let (what, hint) = if left.state == "retiring" {
+                ("rows still have its name", format!("Let the cleanup end: call migrator.run_upgrades({quoted});"))
+            } else {
+                ("it is not retired", format!("Retire it first: select migrator.retire_upgrade({quoted}, {upgrade});"))
+            };
+            return Err(Failure::new(
+                code::NOT_IN_STATE,
+                format!("upgrade {} of table {name} is in the way: {what}", plain(&left.name)),
+            )
+            .detail("Nothing was changed.")
+            .hint(hint));
+        }
+        let ours = table.state.column_added && table.state.strangers == Some(0);
+        let what = format!("upgrades of table {name} were not forgotten");
+        lock::settle(&what, &[oid])?;
+        lock::series(
+            &what,
+            lock::ATTEMPTS,
+            || Ok(vec![Wanted { relation: oid, mode: Mode::AccessExclusive }]),
+            || Ok(()),
+            || remove(&table, ours),
+        )?;
+        books(oid)?;
+        Ok(ours)
+    })
+}
+
+fn remove(table: &Upgraded, column: bool) -> Result<(), Failure> {
+    let name = &Relation::get(table.relation.oid)?.name;
+    let mut statements = vec![];
+    if let (Some(schema), Some(view)) = (&table.state.view_schema, &table.state.view_name) {
+        let view = Name { schema: schema.clone(), name: view.clone() };
+        statements.push((view.plain(), format!("drop view if exists {view}")));
+    }
+    statements.push((name.plain(), format!("drop trigger if exists {} on {name}", Ident::from(TRIGGER))));
+    if column {
+        let what = format!("{}.{COLUMN}", name.plain());
+        statements.push((what, format!("alter table {name} drop column if exists {}", Ident::from(COLUMN))));
+    }
+    for (what, statement) in statements {
+        // What is gone already needs no notice.
+        let quietly = || role::with_settings(&[("client_min_messages", "warning")], || spi::execute(&statement, &[]));
+        attempt(quietly).map_err(|failure| held(&what, failure))?;
+    }
+    Ok(())
+}
+
+fn held(what: &str, failure: Failure) -> Failure {
+    if failure.code != code::DEPENDENTS {
+        return failure;
+    }
+    let more = failure.detail.unwrap_or_default();
+    Failure::new(failure.code, format!("{what} cannot be dropped, because something depends on it"))
+        .detail(format!("{more} Nothing was changed."))
+        .hint("Drop what depends on it, or have it read the table itself.")
+}
+
+/// Nothing is left of it but what is written down, which names rows that nobody has any more.
+fn dropped(oid: u32) -> Result<bool, Failure> {
+    if books(oid)? {
+        return Ok(false);
+    }
+    Err(Failure::new(
+        code::UNDEFINED_OBJECT,
+        format!("there is no table with oid {oid}, and nothing is known of its upgrades"),
+    )
+    .detail("Nothing was changed.")
+    .hint("select * from migrator.doctor(); names tables that were dropped while they had upgrades."))
+}
+
+/// The log of events stays.
+fn books(oid: u32) -> Result<bool, Failure> {
+    let relation = pg_sys::Oid::from(oid);
+    spi::execute("delete from migrator.upgrade_unnoted where relation = $1", &[relation.into()])?;
+    let gone = spi::execute("delete from migrator.upgraded where relation = $1", &[relation.into()])?;
+    if gone > 0 {
+        table::event(
+            oid,
+            "forgotten",
+            "view, guard and books of the table's upgrades were removed",
+            serde_json::json!({}),
+        )?;
+    }
+    Ok(gone > 0)
+}

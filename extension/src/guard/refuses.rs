@@ -1,0 +1,119 @@
+//! What may refuse a derived value behind the guard's back: indexes and foreign keys, as the table has them now. The guard can try CHECK and
+//! NOT NULL beforehand; these it cannot, so where one of them may refuse a value, batches derive it, which may fail.
+
+use crate::catalog::bulk::attribute;
+use pgrx::{PgList, pg_sys};
+
+/// Bytes of the columns of one index, up to which every row fits: btree and GIN take a third of a page, 2704 bytes with all that
+/// belongs to the entry.
+const FITS: usize = 2000;
+/// pg_am.oid
+const HASH: u32 = 405;
+const GIN: u32 = 2742;
+/// pg_opfamily.oid of GIN's array_ops.
+const ARRAY_OPS: u32 = 2745;
+/// FirstNormalObjectId (access/transam.h): below it is what PostgreSQL itself brings.
+const FIRST_OF_OTHERS: u32 = 16_384;
+
+/// What a table's indexes and foreign keys say of some of its columns.
+pub struct Refusals {
+    /// A value may be refused, whatever it is like.
+    pub any: bool,
+    /// Lists of columns of which too long values are refused; places from 0.
+    pub long: Vec<Vec<usize>>,
+}
+
+/// Of the columns at these places.
+///
+/// # Safety
+/// The relation is open and locked, at least as a query locks it.
+pub unsafe fn of(table: pg_sys::Relation, outputs: &[usize]) -> Refusals {
+    let mut found = Refusals { any: false, long: vec![] };
+    // SAFETY: the lists are copies of the relation cache's; an index of a locked table cannot be dropped.
+    unsafe {
+        let keys = PgList::<pg_sys::ForeignKeyCacheInfo>::from_pg(pg_sys::RelationGetFKeyList(table));
+        found.any = keys.iter_ptr().any(|key| {
+            let columns = &(&(*key).conkey)[..usize::try_from((*key).nkeys).unwrap_or(0)];
+            columns.iter().any(|number| is_of(outputs, *number))
+        });
+        let indexes = PgList::<pg_sys::Oid>::from_pg(pg_sys::RelationGetIndexList(table));
+        let mode = i32::try_from(pg_sys::AccessShareLock).expect("a small number");
+        for index in indexes.iter_oid() {
+            let index = pg_sys::index_open(index, mode);
+            look(table, index, outputs, &mut found);
+            pg_sys::index_close(index, mode);
+        }
+    }
+    found
+}
+
+unsafe fn look(table: pg_sys::Relation, index: pg_sys::Relation, outputs: &[usize], found: &mut Refusals) {
+    // SAFETY: an open index; pg_index as the relation cache keeps it, whose indkey has indnatts places.
+    unsafe {
+        let form = &*(*index).rd_index;
+        let numbers = form.indkey.values.as_slice(usize::try_from(form.indnatts).unwrap_or(0));
+        let keys = &numbers[..usize::try_from(form.indnkeyatts).unwrap_or(0)];
+        let expressions = pg_sys::RelationGetIndexExpressions(index).cast::<pg_sys::Node>();
+        let predicate = pg_sys::RelationGetIndexPredicate(index).cast::<pg_sys::Node>();
+        if mentions(expressions, outputs) || mentions(predicate, outputs) {
+            found.any = true;
+            return;
+        }
+        if !numbers.iter().any(|number| is_of(outputs, *number)) {
+            return;
+        }
+        let in_key = keys.iter().any(|number| is_of(outputs, *number));
+        if in_key && (form.indisunique || form.indisexclusion) {
+            found.any = true;
+            return;
+        }
+        let families = std::slice::from_raw_parts((*index).rd_opfamily, keys.len());
+        if families.iter().any(|family| family.to_u32() >= FIRST_OF_OTHERS) {
+            found.any = true;
+            return;
+        }
+        // A hash is a number; GIN cuts json and text searches into short pieces, arrays into their elements.
+        let (method, row) = ((*(*index).rd_rel).relam.to_u32(), (*table).rd_att);
+        let pieces = method == GIN && families.iter().all(|family| family.to_u32() != ARRAY_OPS);
+        if method == HASH || pieces {
+            return;
+        }
+        let places = numbers.iter().filter_map(|number| usize::try_from(*number - 1).ok());
+        let long: Vec<usize> = places.filter(|place| (*attribute(row, *place)).attlen < 0).collect();
+        if long.iter().any(|place| outputs.contains(place)) {
+            found.long.push(long);
+        }
+    }
+}
+
+/// Whether an expression, or a list of them, reads one of the columns, or the whole row.
+unsafe fn mentions(tree: *mut pg_sys::Node, outputs: &[usize]) -> bool {
+    // SAFETY: pull_varattnos() walks any tree, NULL included; an index's expressions are over range table entry 1.
+    unsafe {
+        let mut numbers: *mut pg_sys::Bitmapset = std::ptr::null_mut();
+        pg_sys::pull_varattnos(tree, 1, &raw mut numbers);
+        let has = |number: i32| pg_sys::bms_is_member(number - pg_sys::FirstLowInvalidHeapAttributeNumber, numbers);
+        has(0) || outputs.iter().any(|place| i32::try_from(*place).is_ok_and(|place| has(place + 1)))
+    }
+}
+
+fn is_of(outputs: &[usize], number: i16) -> bool {
+    usize::try_from(number - 1).is_ok_and(|place| outputs.contains(&place))
+}
+
+impl Refusals {
+    /// Whether an index may find these values too long.
+    ///
+    /// # Safety
+    /// The values of a row of the table.
+    pub unsafe fn too_long(&self, values: &[pg_sys::Datum], nulls: &[bool]) -> bool {
+        let length = |place: &usize| {
+            if nulls[*place] {
+                return 0;
+            }
+            // SAFETY: a value of a column of variable length; its length is told by the header, nothing is fetched.
+            unsafe { pg_sys::toast_raw_datum_size(values[*place]) }
+        };
+        self.long.iter().any(|places| places.iter().map(length).sum::<usize>() > FITS)
+    }
+}
