@@ -370,6 +370,7 @@ comment on column migrator.change.blocked is 'Why nothing can go on until somebo
 comment on column migrator.change.blocked_hint is 'What that somebody should do.';
 comment on column migrator.change.waiting is 'Why nothing goes on just now.';
 comment on column migrator.change.waiting_since is 'Since when.';
+comment on column migrator.change.held_since is 'Since when the load of the server holds it.';
 comment on column migrator.change.sync_xid is 'The transaction that switched capture on.';
 comment on column migrator.change.capture is 'Fingerprint of the capture triggers: when it differs, a write may have been missed.';
 comment on column migrator.change.filenode is 'The live table''s file when the copy was laid out; null: the copy begins anew.';

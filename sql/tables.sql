@@ -25,6 +25,7 @@ create table migrator.change (
     blocked_hint text,
     waiting      text,                              -- why nothing goes on just now (a hold), for status
     waiting_since timestamptz,
+    held_since   timestamptz,                       -- since when the server's load holds it
     -- capture
     sync_xid     xid8,                              -- the transaction that switched capture on
     capture      text,                              -- fingerprint of the capture triggers; a change of it voids the copy

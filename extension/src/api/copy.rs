@@ -53,10 +53,12 @@ fn one_batch(change: Change) -> Result<(Batch, bool), Failure> {
         Verdict::Slow(factor, reason) => (factor, Some(reason)),
         Verdict::Hold(reason) => {
             note(Some(&reason))?;
+            load::change_held(&change, Some(&reason))?;
             let (done, total) = blocks(&change)?;
             return Ok(((0, done, total, false, HOLD_MS, Some(reason)), true));
         }
     };
+    load::change_held(&change, None)?;
     note(reason.as_deref())?;
     if owner::changed(&change)? {
         // Tried, not waited for: whoever waits alone keeps all the others from sharing.

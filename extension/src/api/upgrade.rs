@@ -148,11 +148,11 @@ fn step(
     let worker = worker.map_or_else(own, str::to_owned);
     let step = answer(STEP, || kept::plans(|| table(relation, |table| step::step(&table, &worker))));
     // Rows and where they end are lost together, if they are; what says that an upgrade is complete waits for the disk, and
-    // with it for all before it.
-    if step.rows > 0 && !step.done {
+    // with it for all before it. And nobody would hear of a hold whose own commit waits for the standby that it is about.
+    if step.held || (step.rows > 0 && !step.done) {
         cost::commit_at_once();
     }
-    let step::Step { state, rows, failed, done, wait_ms, reason, statement } = step;
+    let step::Step { state, rows, failed, done, wait_ms, reason, statement, .. } = step;
     TableIterator::once((state.to_owned(), rows, failed, done, wait_ms, reason, statement))
 }
 

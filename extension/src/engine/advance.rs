@@ -114,9 +114,11 @@ fn next(change: Change) -> Result<Advanced, Failure> {
             Verdict::Slow(factor, reason) => slow = Some((factor, reason)),
             Verdict::Hold(reason) => {
                 load::note(&change, Some(&reason))?;
+                load::change_held(&change, Some(&reason))?;
                 return Ok(Advanced { held: true, ..wait(&change, HOLD_MS, reason)? });
             }
         }
+        load::change_held(&change, None)?;
         let news = load::note(&change, slow.as_ref().map(|(_, reason)| reason.as_str()))?;
         if news && change.state == State::Indexing {
             // A build may last for hours, and somebody may want to pause the change meanwhile.

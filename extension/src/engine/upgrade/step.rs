@@ -30,13 +30,15 @@ pub struct Step {
     pub done: bool,
     pub wait_ms: i32,
     pub reason: Option<String>,
+    /// The server's load is why nothing was done.
+    pub held: bool,
     /// To be run outside a transaction before the next call.
     pub statement: Option<String>,
 }
 
 impl Step {
     fn new(state: &'static str) -> Self {
-        Self { state, rows: 0, failed: 0, done: false, wait_ms: 0, reason: None, statement: None }
+        Self { state, rows: 0, failed: 0, done: false, wait_ms: 0, reason: None, held: false, statement: None }
     }
 
     fn wait(state: &'static str, wait_ms: i32, reason: impl Into<String>) -> Self {
@@ -78,8 +80,10 @@ pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
     let verdict = load::verdict(|| load::work_on_rows(table.relation.oid))?;
     if let Verdict::Hold(reason) = verdict {
         note(table, Some(&reason))?;
-        return Ok(Step::wait("waiting", 1000, reason));
+        load::upgrades_held(table, Some(&reason))?;
+        return Ok(Step { held: true, ..Step::wait("waiting", 1000, reason) });
     }
+    load::upgrades_held(table, None)?;
     let factor = if let Verdict::Slow(factor, _) = &verdict { *factor } else { 1 };
     let mut step = match kind(table) {
         Some(_) if table.state.sweep_generation != Some(table.state.generation) => begin(table, Kind::Upgrade)?,
@@ -384,7 +388,7 @@ fn vacuum(table: &Upgraded) -> Result<Option<String>, Failure> {
         return Ok(None);
     }
     let mine = spi::execute(
-        "update migrator.upgraded set rows_vacuumed = $2 where relation = $1 and $2 - rows_vacuumed >= $3 \
+        "update migrator.upgraded set rows_vacuumed = $2, vacuum_asked_at = pg_catalog.clock_timestamp() where relation = $1 and $2 - rows_vacuumed >= $3 \
          and relation in (select u.relation from migrator.upgraded u where u.relation = $1 for no key update skip locked)",
         &[pg_sys::Oid::from(table.relation.oid).into(), written.into(), enough.into()],
     )?;
