@@ -184,5 +184,14 @@ async fn tell(cluster: &Cluster, watched: Watched) -> Result<()> {
     ensure!(session.number("select count(*) from gone").await? == 1, "the query wrote");
     session.run("drop view gauge; alter table gone rename to gauge").await?;
     watched.until_over("own_query").await?;
+
+    // A check that somebody asks by HTTP: it holds until it says yes, or until nobody says anything.
+    session.run("select migrator.report_check('https://status.example/ready', 'it answered 503')").await?;
+    watched.until_raised("http_check", "hold", "https://status.example/ready says no: it answered 503").await?;
+    session.run("select migrator.report_check('https://status.example/ready')").await?;
+    watched.until_over("http_check").await?;
+    session.run("select migrator.report_check('https://status.example/ready', 'no', stands => '300 ms')").await?;
+    watched.until_raised("http_check", "hold", "says no: no").await?;
+    watched.until_over("http_check").await?;
     watched.end().await
 }

@@ -1,6 +1,6 @@
 //! Reads the signals, each by itself: one that cannot be read takes no other with it, and is named.
 
-use super::{limits, own};
+use super::{checks, limits, own};
 use crate::catalog::attempt::attempt;
 use crate::catalog::{files, spi};
 use crate::raise;
@@ -116,6 +116,7 @@ fn see(memory: &mut Memory, before: &Decision, limits: &Limits) -> Result<Seen, 
         .map(|count| memory.checkpoints(count, at));
     seen.disks = looking.read(&[Signal::FreeDisk], disks);
     seen.own = looking.read(&[Signal::OwnQuery], own::ask).flatten();
+    seen.checks = looking.read(&[Signal::HttpCheck], checks::refusals);
     seen.unreadable = looking.unreadable;
     Ok(seen)
 }

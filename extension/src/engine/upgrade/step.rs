@@ -85,6 +85,13 @@ pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
     }
     load::upgrades_held(table, None)?;
     let factor = if let Verdict::Slow(factor, _) = &verdict { *factor } else { 1 };
+    let pace = if table.state.sweep_kind.is_some() { load::pace::in_force()? } else { None };
+    if let Some((pace, rest_ms)) = pace.as_ref().and_then(|pace| Some((pace, pace.rest_ms()?))) {
+        let reason = pace.reason();
+        note(table, Some(&reason))?;
+        return Ok(Step { held: true, ..Step::wait("waiting", rest_ms, reason) });
+    }
+    let meter = Meter::start();
     let mut step = match kind(table) {
         Some(_) if table.state.sweep_generation != Some(table.state.generation) => begin(table, Kind::Upgrade)?,
         Some(kind) => work(table, kind, worker, factor)?,
@@ -97,7 +104,17 @@ pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
     if factor > 1 && step.wait_ms == 0 && !step.done {
         step.wait_ms = load::rest_ms(factor);
     }
-    note(table, step.reason.as_deref().filter(|_| step.wait_ms > 0 && !step.done))?;
+    let paced = pace.as_ref().map(load::pace::Pace::reason);
+    if let Some(pace) = pace.filter(|_| step.rows > 0 && !step.done) {
+        let pace = pace.put_down(meter.bytes())?;
+        if let Some(rest_ms) = pace.rest_ms() {
+            step.wait_ms = step.wait_ms.max(rest_ms);
+            step.reason.get_or_insert(pace.reason());
+        }
+    }
+    // The same words while it rests and while it works, so that the row is written once and not at each turn.
+    let why = step.reason.as_ref().filter(|_| step.wait_ms > 0).or(paced.as_ref()).filter(|_| !step.done);
+    note(table, why.map(String::as_str))?;
     Ok(step)
 }
 
