@@ -207,6 +207,7 @@ comment on column migrator.upgrades.eta is 'How long the sweep under way will ta
 comment on column migrator.upgrades.waits_for is 'What has to happen next, and by whom.';
 comment on column migrator.upgrades.next_step is 'The call to make.';
 comment on column migrator.upgrades.strategy is '`rows` or `rewrite`.';
+comment on column migrator.upgrades.change is 'The table change that brings it to the rows, while it does: strategy `rewrite`.';
 comment on column migrator.upgrades.in_place is 'Whether an output is among the inputs.';
 comment on column migrator.upgrades.inputs is 'Columns that the outputs are made from.';
 comment on column migrator.upgrades.outputs is 'Columns that it writes.';

@@ -79,6 +79,7 @@ select p.table_name as relation,
             when p.barrier is not null and p.lacking = 0 then pg_catalog.format('select * from migrator.select_batch(%L, %L);', p.table_name, p.barrier)
             else pg_catalog.format('call migrator.run_upgrades(%L);', p.table_name) end as next_step,
        p.strategy,
+       p.rewriting as change,
        coalesce((p.definition ->> 'in_place')::pg_catalog.bool, false) as in_place,
        array(select i.i::pg_catalog.name from pg_catalog.jsonb_array_elements_text(p.definition -> 'inputs') as i (i)) as inputs,
        array(select (o.o ->> 0)::pg_catalog.name from pg_catalog.jsonb_array_elements(p.definition -> 'set') as o (o)

@@ -23,7 +23,7 @@ use serde_json::json;
 /// and in the first snapshot of the sweep.
 pub fn register(request: &Request) -> Result<i64, Failure> {
     let wish = register::understand(request)?;
-    let chosen = rewrite::choose(request, &wish)?;
+    let mut chosen = rewrite::choose(request, &wish)?;
     let relation = &wish.relation;
     let oid = pg_sys::Oid::from(relation.oid);
     spi::execute(
@@ -45,7 +45,9 @@ pub fn register(request: &Request) -> Result<i64, Failure> {
     let what = format!("upgrade {} of table {} was not registered", request.name, relation.name.plain());
     apply(&upgraded, &what, wish.adds_column, request.view_name.as_deref())?;
     crash::point("register.installed");
-    if chosen.rewrite {
+    if chosen.rewrite && request.strategy == "auto" {
+        chosen = rewrite::begin_if_possible(&upgraded, request, id, chosen)?;
+    } else if chosen.rewrite {
         rewrite::begin(&upgraded, request, id)?;
     }
     if request.strategy == "auto" {
