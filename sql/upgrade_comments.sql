@@ -24,10 +24,10 @@ The column is added under ACCESS EXCLUSIVE and the guard, a trigger, under SHARE
 
 Errors: 42501 not the owner; 55000 no key; 42710 the name is taken, or rows still have it; 42703 no such column; 0A000 the table, an expression or the combination with another upgrade is not supported, by name; 22023 arguments that do not go together; 42P07, 42622 the view needs a name; 42804 types that do not fit; 55P03 the table was too busy for a lock.$$;
 
-comment on function migrator.explain_upgrade(regclass, text, jsonb, regprocedure, text[], text[], boolean, text) is
+comment on function migrator.explain_upgrade(regclass, text, jsonb, regprocedure, text[], text[], integer, boolean, integer, integer, interval, text, text) is
 $$What register_upgrade with the same arguments would do. Changes nothing.
 
-- relation, name, set, function, inputs, outputs, safe_in_place, strategy: as for register_upgrade.
+- relation, name, set, function, inputs, outputs, ordinal, safe_in_place, batch_size, cleanup_batch_size, target, view_name, strategy: as for register_upgrade.
 
 Returns a row for each statement, in their order:
 - ordinal: the order.
@@ -36,6 +36,7 @@ Returns a row for each statement, in their order:
 - statement: what is run; null where it is worked out later.
 - lock: the lock on the table.
 - held: how long.
+- rows, bytes, wal_bytes, seconds: rows that are written, bytes of their new versions, bytes of WAL, and how long one connection reads and computes them: estimates from a sample of the table. Null: nobody knows.
 - note: what else to know.
 
 Errors: those of register_upgrade.$$;
@@ -85,6 +86,7 @@ Returns one row:
 - wait_ms: milliseconds to sleep before the next call, 0 for at once.
 - reason: why it waits or slows down; null for no reason.
 - statement: SQL to run next, outside a transaction: VACUUM of the table. The upgrades go on without it too. Null for none.
+- eta: how long the sweep under way will take, at the speed that it had so far; null where nobody knows.
 
 Errors: 42501 not the owner; 42704 no upgrades; 25001 inside BEGIN, or in REPEATABLE READ or SERIALIZABLE; 40001, 40P01, 55P03: call again.$$;
 

@@ -12,6 +12,12 @@ create table big (id int primary key, a text, b int) with (fillfactor = 10);
 insert into big select g, repeat('x', 800) from generate_series(1, 9000) g;
 analyze big;
 select note from migrator.explain_upgrade('big', 'words', '{"b": "length(a)"}', strategy => 'auto') where step = 'create_shadow';
+-- What batches would cost; and that the view has no name to take.
+select step, statement, rows, bytes between 7200000 and 9000000 as bytes, wal_bytes > bytes as wal, seconds >= 0 as seconds
+  from migrator.explain_upgrade('big', 'words', '{"b": "length(a)"}', ordinal => 3, batch_size => 10, cleanup_batch_size => 20, target => '1 s', view_name => 'big_now')
+ where step <> 'register_upgrade' or statement like '%view%';
+select note from migrator.explain_upgrade('big', 'words', '{"b": "1 / (length(a) - 800)"}') where step = 'step';
+select count(*) from migrator.explain_upgrade('big', 'words', '{"b": "length(a)"}', view_name => 'small');
 select migrator.register_upgrade('big', 'words', '{"b": "length(a)"}', strategy => 'auto') is not null as registered;
 select state, strategy, change is not null as by_a_change, waits_for like 'change % writes the table anew' as waits_for_it from migrator.upgrades where relation = 'strategy.big';
 select done, reason like 'change % writes the table anew: call migrator.prepare%' as says_so from migrator.step('big');

@@ -147,7 +147,7 @@ pub fn begin(table: &Upgraded, request: &Request, upgrade: i64) -> Result<(), Fa
 }
 
 /// Whether a row has the name.
-fn has(name: &str) -> String {
+pub fn has(name: &str) -> String {
     format!("coalesce({} operator(pg_catalog.@>) array[{}]::pg_catalog.text[], false)", Ident::from(COLUMN), literal(name))
 }
 

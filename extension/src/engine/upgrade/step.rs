@@ -34,11 +34,13 @@ pub struct Step {
     pub held: bool,
     /// To be run outside a transaction before the next call.
     pub statement: Option<String>,
+    /// How long the sweep under way will take, in seconds, at the speed that it had so far.
+    pub eta: Option<f64>,
 }
 
 impl Step {
     fn new(state: &'static str) -> Self {
-        Self { state, rows: 0, failed: 0, done: false, wait_ms: 0, reason: None, held: false, statement: None }
+        Self { state, rows: 0, failed: 0, done: false, wait_ms: 0, reason: None, held: false, statement: None, eta: None }
     }
 
     fn wait(state: &'static str, wait_ms: i32, reason: impl Into<String>) -> Self {
@@ -115,7 +117,26 @@ pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
     // The same words while it rests and while it works, so that the row is written once and not at each turn.
     let why = step.reason.as_ref().filter(|_| step.wait_ms > 0).or(paced.as_ref()).filter(|_| !step.done);
     note(table, why.map(String::as_str))?;
+    step.eta = eta(table, &step)?;
     Ok(step)
+}
+
+/// As migrator.upgrades reckons it.
+fn eta(table: &Upgraded, step: &Step) -> Result<Option<f64>, Failure> {
+    #[derive(Deserialize)]
+    struct Eta {
+        seconds: Option<f64>,
+    }
+    if step.rows == 0 || step.done {
+        return Ok(None);
+    }
+    let eta: Option<Eta> = spi::fetch_optional(
+        "select greatest(0, u.rows_total - k.passed) * extract(epoch from pg_catalog.clock_timestamp() - u.sweep_began)::pg_catalog.float8 / nullif(k.passed, 0) as seconds \
+         from migrator.upgraded u, lateral (select sum(x.rows)::pg_catalog.float8 as passed from migrator.sweep_chunk x where x.relation = u.relation and x.sweep = u.sweep) k \
+         where u.relation = $1 and u.sweep_kind is not null and u.rows_total > 0",
+        &[pg_sys::Oid::from(table.relation.oid).into()],
+    )?;
+    Ok(eta.and_then(|eta| eta.seconds))
 }
 
 fn kind(table: &Upgraded) -> Option<Kind> {
