@@ -15,7 +15,11 @@ const REGISTER: &str = r#"select migrator.register_upgrade('article', 'shout', s
 const WRONG: &str = "select count(*) from article where words is distinct from length(headline) or shouted is distinct from upper(headline) or applied_upgrades <> '{shout}'";
 
 /// Old writers: they know nothing of the new columns. What they wrote last of each row.
-fn writer(database: &Database, number: i32, stop: Arc<AtomicBool>) -> tokio::task::JoinHandle<Result<Vec<(i32, String)>>> {
+fn writer(
+    database: &Database,
+    number: i32,
+    stop: Arc<AtomicBool>,
+) -> tokio::task::JoinHandle<Result<Vec<(i32, String)>>> {
     let database = database.clone();
     tokio::spawn(async move {
         let session = database.connect_as("postgres", "writer").await?;

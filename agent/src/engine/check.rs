@@ -36,7 +36,8 @@ pub struct NoAddress(String);
 impl Check {
     /// Prepares to ask this address.
     pub fn of(url: &str, target: Target) -> Result<Check, NoAddress> {
-        let address = without_secrets(url).ok_or_else(|| NoAddress(url.split('?').next().unwrap_or_default().to_owned()))?;
+        let address =
+            without_secrets(url).ok_or_else(|| NoAddress(url.split('?').next().unwrap_or_default().to_owned()))?;
         // The certificates that this machine trusts, as for the database.
         let roots = rustls_native_certs::load_native_certs().certs;
         let roots: Vec<Certificate<'static>> =
@@ -116,7 +117,10 @@ mod tests {
     #[test]
     fn an_address_is_shown_without_its_secrets() {
         let shown = |url| without_secrets(url).unwrap_or_default();
-        assert_eq!(shown("https://me:s3cret@status.example:8443/ready?token=s3cret#x"), "https://status.example:8443/ready");
+        assert_eq!(
+            shown("https://me:s3cret@status.example:8443/ready?token=s3cret#x"),
+            "https://status.example:8443/ready"
+        );
         assert_eq!(shown("http://localhost"), "http://localhost");
         for url in ["localhost:80", "ftp://x/", "http://", "http://?x", ""] {
             assert_eq!(without_secrets(url), None, "{url}");

@@ -185,7 +185,9 @@ impl Signal {
             Signal::FreeDisk => "Make room, or cancel the change.",
             Signal::OwnQuery => "That query knows. select migrator.set_own_query(); takes it away.",
             Signal::HttpCheck => "What answers there knows. The agent was started with it: --http-check.",
-            Signal::WalRate => "select * from migrator.set_limit('wal_rate', 'off'); lets batches go as fast as they can.",
+            Signal::WalRate => {
+                "select * from migrator.set_limit('wal_rate', 'off'); lets batches go as fast as they can."
+            }
         }
     }
 }

@@ -3,8 +3,8 @@
 use crate::api::answer::{DECIDE, answer};
 use crate::api::arguments::RegClass;
 use crate::api::change::oid;
-use crate::catalog::lock::{self, Hold};
 use crate::catalog::cost::{self, Meter};
+use crate::catalog::lock::{self, Hold};
 use crate::catalog::{spi, timeout};
 use crate::engine::change::Change;
 use crate::engine::{copy, guard, load, owner, recheck};

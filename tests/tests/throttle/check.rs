@@ -46,7 +46,8 @@ pub async fn a_check_by_http(server: Server) -> Result<()> {
     }
     // Where nobody answers, that is a no.
     serving.abort();
-    let said = format!("select count(*) from migrator.http_check where address = '{url}' and said like 'it cannot be asked%'");
+    let said =
+        format!("select count(*) from migrator.http_check where address = '{url}' and said like 'it cannot be asked%'");
     watched.until(&said).await?;
     agent.start_kill()?;
     agent.wait().await?;
@@ -56,6 +57,10 @@ pub async fn a_check_by_http(server: Server) -> Result<()> {
 pub async fn a_check_that_may_not_be_told(server: Server) -> Result<()> {
     let database = server.database().await?;
     let outcome = program::say(&database, &["agent", "--http-check", "status.example/ready"]).await?;
-    ensure!(outcome.code == 2 && outcome.stderr.contains("is not an http:// or https:// address"), "{}", outcome.stderr);
+    ensure!(
+        outcome.code == 2 && outcome.stderr.contains("is not an http:// or https:// address"),
+        "{}",
+        outcome.stderr
+    );
     Ok(())
 }

@@ -22,7 +22,8 @@ pub async fn who_may_say_what_is_too_much(server: Server) -> Result<()> {
     for (role, signals) in [(&owner, 15), (&other, 0)] {
         let theirs = database.connect_as(role, "test").await?;
         ensure!(theirs.number("select count(*) from migrator.signals").await? == signals, "{role}");
-        for call in ["set_limit('replay_lag', '1 h')", "set_own_query('select 1')", "report_check('http://x/', '503')"] {
+        for call in ["set_limit('replay_lag', '1 h')", "set_own_query('select 1')", "report_check('http://x/', '503')"]
+        {
             let refusal = theirs.refusal(&format!("select * from migrator.{call}")).await?;
             ensure!(refusal.code == "42501", "{role} {call}: {refusal}");
         }

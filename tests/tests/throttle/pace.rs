@@ -19,12 +19,19 @@ pub async fn wal_is_written_at_a_rate(server: Server) -> Result<()> {
         ensure!(batch.rows > 0 && batch.reason.contains(RESTS) && !batch.wait.is_zero(), "{batch:?}");
         for _ in 0..3 {
             let rest = watched.look().await?;
-            ensure!(rest.rows == 0 && rest.reason.contains("1 bytes of WAL a second") && !rest.wait.is_zero(), "{rest:?}");
+            ensure!(
+                rest.rows == 0 && rest.reason.contains("1 bytes of WAL a second") && !rest.wait.is_zero(),
+                "{rest:?}"
+            );
         }
         let status = watched.waits_for().await?;
         ensure!(status.contains(RESTS) && status.contains("(since "), "{status}");
         let ahead = "select extract(epoch from paid_at - clock_timestamp())::int from migrator.wal_pace";
-        ensure!(session.number(ahead).await? > 30, "what it wrote is paid off already: {}", session.value(ahead).await?);
+        ensure!(
+            session.number(ahead).await? > 30,
+            "what it wrote is paid off already: {}",
+            session.value(ahead).await?
+        );
         // The session that wrote is not the one that owes it.
         let other = if watched.upgrades() {
             "select rows from migrator.step('busy', 'other')"

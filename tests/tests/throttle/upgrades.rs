@@ -43,7 +43,8 @@ pub async fn who_waits_for_upgrades_does_not_hold_them(server: Server) -> Result
     let idle = watched.database.connect_as("postgres", "idle").await?;
     idle.run("begin; select * from migrator.select_batch('article', 'words', 1)").await?;
     let words = format!("session {} (idle) has been in a transaction", idle.pid);
-    let found = format!("select count(*) from migrator.signals where signal = 'snapshot_age' and reason like '{words}%'");
+    let found =
+        format!("select count(*) from migrator.signals where signal = 'snapshot_age' and reason like '{words}%'");
     let deadline = Instant::now() + change::PATIENCE;
     while session.number(&found).await? == 0 {
         ensure!(Instant::now() < deadline, "nobody sees who is idle in a transaction");

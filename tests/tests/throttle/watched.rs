@@ -121,7 +121,8 @@ impl Watched {
             let (status, seen) = (self.waits_for().await?, self.signal(signal).await?);
             if advance.reason.is_empty() {
                 ensure!(advance.step != "wait" && advance.rows > 0, "{signal} is over, and yet: {advance:?}");
-                let quiet = ["the agent, or call migrator.prepare", "the agent, or call migrator.run_upgrades"].contains(&status.as_str());
+                let quiet = ["the agent, or call migrator.prepare", "the agent, or call migrator.run_upgrades"]
+                    .contains(&status.as_str());
                 if quiet && seen[0] == "go" && seen[1].is_empty() {
                     return Ok(());
                 }
@@ -139,7 +140,9 @@ impl Watched {
     pub async fn waits_for(&self) -> Result<String> {
         Ok(match &self.change {
             Some(change) => {
-                self.session.value(&format!("select waits_for from migrator.status where change = {}", change.id)).await?
+                self.session
+                    .value(&format!("select waits_for from migrator.status where change = {}", change.id))
+                    .await?
             }
             None => self.session.value("select waits_for from migrator.upgrades").await?,
         })

@@ -1,7 +1,7 @@
 //! `migrator upgrade run` and `verify`: a table's upgrades in the foreground.
 
 use super::select::{Pick, Picked};
-use super::shown;
+use super::{order, shown};
 use crate::cli::Outcome;
 use crate::cli::context::Context;
 use crate::cli::output::{self, Output};
@@ -51,6 +51,9 @@ pub struct Verify {
     /// Connections for batches
     #[arg(long, visible_alias = "jobs", value_name = "N")]
     workers: Option<usize>,
+    /// Show for which upgrades that would be; write nothing
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     pub(super) output: Output,
 }
@@ -77,6 +80,10 @@ impl Verify {
     pub(super) async fn run(self, context: Context) -> anyhow::Result<Outcome> {
         let store = context.store("upgrade", Limits::Work).await?;
         let picked = self.pick.picked(&store).await?;
+        if self.dry_run {
+            order::foresee(&picked, "would have every row looked at again", &self.output);
+            return Ok(Outcome::Done);
+        }
         let call = store.upgrade_order(UpgradeOrder::Verify, picked.table);
         interruptible(&context.signals, &store, call).await?;
         drop(store);
@@ -154,9 +161,9 @@ async fn through_change(
     progress.end();
     match end {
         End::Failed(unfit) => return Err(unfit.into()),
-        End::Interrupted => bail!(
-            "interrupted; nothing is lost: go on with `migrator upgrade run {relation}`, or leave it to an agent"
-        ),
+        End::Interrupted => {
+            bail!("interrupted; nothing is lost: go on with `migrator upgrade run {relation}`, or leave it to an agent")
+        }
         End::Done(_) => {}
     }
     let store = context.store("look", Limits::Short).await?;

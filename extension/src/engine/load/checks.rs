@@ -15,14 +15,22 @@ const MOST: usize = 1000;
 /// Notes what a check said: what is not well, or (None) that all is.
 pub fn report(address: &str, said: Option<&str>, stands: Duration) -> Result<(), Failure> {
     if address.is_empty() || address.len() > MOST || said.is_some_and(|said| said.len() > MOST) {
-        return Err(Failure::new(code::INVALID_PARAMETER, format!("an address and what was said there have 1 to {MOST} bytes"))
-            .detail("Nothing was changed.")
-            .hint("For instance: select migrator.report_check('https://status.example/ready', '503 Service Unavailable');"));
+        return Err(Failure::new(
+            code::INVALID_PARAMETER,
+            format!("an address and what was said there have 1 to {MOST} bytes"),
+        )
+        .detail("Nothing was changed.")
+        .hint(
+            "For instance: select migrator.report_check('https://status.example/ready', '503 Service Unavailable');",
+        ));
     }
     if stands.is_zero() || stands > LONGEST {
-        return Err(Failure::new(code::INVALID_PARAMETER, "what a check said stands for an interval of up to ten minutes")
-            .detail("Nothing was changed.")
-            .hint("Call it again before that is over; 10 seconds if it is left out."));
+        return Err(Failure::new(
+            code::INVALID_PARAMETER,
+            "what a check said stands for an interval of up to ten minutes",
+        )
+        .detail("Nothing was changed.")
+        .hint("Call it again before that is over; 10 seconds if it is left out."));
     }
     match said {
         None => spi::execute("delete from migrator.http_check where address = $1", &[address.into()]),

@@ -1,8 +1,8 @@
 //! What registering would do, without doing it.
 
 use super::install;
-use super::register::{self, Request};
 use super::register::Wish;
+use super::register::{self, Request};
 use super::table::Upgraded;
 use super::{rewrite, table, view};
 use crate::catalog::attempt::attempt;
@@ -106,11 +106,15 @@ pub fn rows(request: &Request) -> Result<Vec<Row>, Failure> {
         lock: Some("ROW EXCLUSIVE"),
         held: Some("one batch".to_owned()),
         cost,
-        note: Some(format!("{}; {sampled}", if wish.upgrade.is_application() {
-            "application code does it: migrator.select_batch hands the rows out".to_owned()
-        } else {
-            "every row that lacks it is written once, in batches; rows that somebody else holds are left for later".to_owned()
-        })),
+        note: Some(format!(
+            "{}; {sampled}",
+            if wish.upgrade.is_application() {
+                "application code does it: migrator.select_batch hands the rows out".to_owned()
+            } else {
+                "every row that lacks it is written once, in batches; rows that somebody else holds are left for later"
+                    .to_owned()
+            }
+        )),
     });
     Ok(rows)
 }
@@ -163,7 +167,10 @@ fn cost(request: &Request, wish: &Wish) -> Result<(Cost, String), Failure> {
     let sample = match sample {
         Ok(sample) => sample,
         Err(failure) => {
-            return Ok((Cost::default(), format!("a row of a sample is refused, so nothing was measured: {}", failure.message)));
+            return Ok((
+                Cost::default(),
+                format!("a row of a sample is refused, so nothing was measured: {}", failure.message),
+            ));
         }
     };
     let Some(width) = sample.width.filter(|_| sample.rows > 0) else {

@@ -71,7 +71,9 @@ impl<'a> Desk<'a> {
         let Some(failure) = install::is_unguarded(self.table)? else { return Ok(()) };
         let call = format!("select migrator.resume_upgrades({});", literal(&self.table.relation.name.plain()));
         let hint = failure.hint.clone().unwrap_or_default();
-        Err(failure.detail("No row is handed out or taken back until it is mended. Nothing was changed.").hint(format!("{hint} {call}").trim()))
+        Err(failure
+            .detail("No row is handed out or taken back until it is mended. Nothing was changed.")
+            .hint(format!("{hint} {call}").trim()))
     }
 
     /// Refuses an upgrade that is retired: rows lose its name.

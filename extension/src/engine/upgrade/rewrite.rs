@@ -64,7 +64,8 @@ pub fn choose(request: &Request, wish: &Wish) -> Result<Chosen, Failure> {
     if whole < SMALL {
         return Ok(Chosen::rows(format!("table and indexes are less than {}, which batches write soon", text(SMALL))));
     }
-    let (share, seen) = if wish.adds_column { (1.0, "all rows lack it".to_owned()) } else { lacking(request, wish, size.blocks)? };
+    let (share, seen) =
+        if wish.adds_column { (1.0, "all rows lack it".to_owned()) } else { lacking(request, wish, size.blocks)? };
     if share < MOST {
         return Ok(Chosen::rows(format!("{seen}, and batches write only those")));
     }
@@ -73,7 +74,10 @@ pub fn choose(request: &Request, wish: &Wish) -> Result<Chosen, Failure> {
     match measure::free(&wish.relation)?.0 {
         Some(free) if free > needed * 2 => {}
         Some(_) => {
-            let why = format!("{seen}, but written anew the table would take more than half of the free disk: {}", text(needed));
+            let why = format!(
+                "{seen}, but written anew the table would take more than half of the free disk: {}",
+                text(needed)
+            );
             return Ok(Chosen::rows(why));
         }
         None => return Ok(Chosen::rows("how much disk is free cannot be told")),
@@ -83,7 +87,9 @@ pub fn choose(request: &Request, wish: &Wish) -> Result<Chosen, Failure> {
     }
     Ok(Chosen {
         rewrite: true,
-        why: format!("{seen}, and the disk has room: table and indexes are written once and in order, where batches would write each row and its index entries by themselves"),
+        why: format!(
+            "{seen}, and the disk has room: table and indexes are written once and in order, where batches would write each row and its index entries by themselves"
+        ),
     })
 }
 
@@ -148,7 +154,11 @@ pub fn begin(table: &Upgraded, request: &Request, upgrade: i64) -> Result<(), Fa
 
 /// Whether a row has the name.
 pub fn has(name: &str) -> String {
-    format!("coalesce({} operator(pg_catalog.@>) array[{}]::pg_catalog.text[], false)", Ident::from(COLUMN), literal(name))
+    format!(
+        "coalesce({} operator(pg_catalog.@>) array[{}]::pg_catalog.text[], false)",
+        Ident::from(COLUMN),
+        literal(name)
+    )
 }
 
 /// The change: rows that have the name keep what they have. `marked`: the table has the column of names.

@@ -40,7 +40,17 @@ pub struct Step {
 
 impl Step {
     fn new(state: &'static str) -> Self {
-        Self { state, rows: 0, failed: 0, done: false, wait_ms: 0, reason: None, held: false, statement: None, eta: None }
+        Self {
+            state,
+            rows: 0,
+            failed: 0,
+            done: false,
+            wait_ms: 0,
+            reason: None,
+            held: false,
+            statement: None,
+            eta: None,
+        }
     }
 
     fn wait(state: &'static str, wait_ms: i32, reason: impl Into<String>) -> Self {

@@ -60,9 +60,8 @@ pub fn make(
 
 /// The view's name: the one that it has, or a new one, which must be free.
 pub fn name(upgraded: Option<&Upgraded>, table: &Relation, wanted: Option<&str>) -> Result<Name, Failure> {
-    let (schema, name) = upgraded.map_or((None, None), |upgraded| {
-        (upgraded.state.view_schema.as_ref(), upgraded.state.view_name.as_ref())
-    });
+    let (schema, name) = upgraded
+        .map_or((None, None), |upgraded| (upgraded.state.view_schema.as_ref(), upgraded.state.view_name.as_ref()));
     Ok(match (schema, name, wanted) {
         (Some(schema), Some(name), None) => Name { schema: schema.clone(), name: name.clone() },
         (Some(schema), Some(name), Some(wanted)) if name.as_str() == wanted => {

@@ -287,8 +287,7 @@ fn halve(
         Err(failure) => {
             // As in a batch: a row's is what is neither the moment's nor the program's. A value that the server has no room for
             // (54000) and the SQLSTATE of a user's own trigger are met by that row only.
-            let others =
-                sqlstate::belongs_to_moment(&failure.code) || sqlstate::belongs_to_program(&failure.code);
+            let others = sqlstate::belongs_to_moment(&failure.code) || sqlstate::belongs_to_program(&failure.code);
             if others && failure.code != code::LOCK_NOT_AVAILABLE {
                 return Err(failure);
             }
