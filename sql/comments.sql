@@ -296,7 +296,7 @@ $$Says when a signal slows work down or holds it, for all changes of this databa
 Only the extension's owner and superusers may call it, until `grant execute` says otherwise: the limits protect the whole server.
 
 - signal: one of those in migrator.signals.
-- enter: it is raised beyond this, and free_disk below it: a duration (`30 s`), a size (`8 GB`) or a number. `off`: the signal is not watched.
+- enter: it is raised beyond this, and free_disk below it: a duration (`30 s`), a size (`8 GB`) or a number. `off`: the signal is not watched. Of wal_rate: bytes of WAL that batches write in a second, at most.
 - leave: once raised it is over when it is back at this. Default: in the proportion of the default thresholds.
 - ignoring: names of standbys (application_name), replication slots, tablespaces (`tablespace NAME`, `the WAL`) or tables (for vacuum) that are left out.
 
@@ -311,6 +311,15 @@ The query runs once a second with the rights of the role that calls this functio
 - timeout: how long it may take, at most 10 s. The worker that asks it waits that long.
 
 Errors: 22023 the timeout is out of bounds, or the answer is no number; and what the query raises, for one that fails now is refused.$$;
+
+comment on function migrator.report_check(text, text, interval) is
+$$Says what a check by HTTP answered: while one says no, all work holds, and migrator.signals shows it as http_check. `migrator agent --http-check URL` calls this; other programs may. Nobody may call it but superusers and whom one grants it.
+
+- address: of the check; each has an answer of its own.
+- said: what is not well. Null: all is, and nothing holds any more.
+- stands: for how long that holds if it is not said again, up to ten minutes: a program that is gone holds nobody.
+
+Errors: 22023 arguments that are too long, or a time out of bounds.$$;
 
 comment on function migrator._signals() is 'Internal: what migrator.signals shows.';
 
@@ -370,6 +379,7 @@ comment on column migrator.change.blocked is 'Why nothing can go on until somebo
 comment on column migrator.change.blocked_hint is 'What that somebody should do.';
 comment on column migrator.change.waiting is 'Why nothing goes on just now.';
 comment on column migrator.change.waiting_since is 'Since when.';
+comment on column migrator.change.held_since is 'Since when the load of the server holds it.';
 comment on column migrator.change.sync_xid is 'The transaction that switched capture on.';
 comment on column migrator.change.capture is 'Fingerprint of the capture triggers: when it differs, a write may have been missed.';
 comment on column migrator.change.filenode is 'The live table''s file when the copy was laid out; null: the copy begins anew.';
@@ -450,6 +460,15 @@ comment on column migrator.signal_limit.off is 'It is not watched.';
 comment on column migrator.signal_limit.ignoring is 'Names that are left out.';
 comment on column migrator.signal_limit.set_by is 'Who set it.';
 comment on column migrator.signal_limit.set_at is 'When.';
+comment on table migrator.http_check is 'Internal: checks by HTTP that said no.';
+comment on column migrator.http_check.address is 'Address of the check.';
+comment on column migrator.http_check.said is 'What was said.';
+comment on column migrator.http_check.until is 'For so long it stands.';
+comment on column migrator.http_check.role is 'Who reported it.';
+comment on table migrator.wal_pace is 'Internal: how far the WAL that batches wrote is ahead of its rate; one row.';
+comment on column migrator.wal_pace.only_row is 'True: there is one row.';
+comment on column migrator.wal_pace.rate is 'Bytes a second, by which the next was reckoned.';
+comment on column migrator.wal_pace.paid_at is 'When what was written so far is within the rate.';
 comment on table migrator.own_query is 'Internal: what set_own_query set; at most one row.';
 comment on column migrator.own_query.only_row is 'True: there is one row.';
 comment on column migrator.own_query.query is 'The query.';

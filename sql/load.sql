@@ -9,3 +9,4 @@ grant select on migrator.signals to public;
 -- The limits protect the whole server, so the owner of one table does not lift them. Granted to whom the DBA trusts with that.
 revoke execute on function migrator.set_limit(text, text, text, text[]) from public;
 revoke execute on function migrator.set_own_query(text, interval) from public;
+revoke execute on function migrator.report_check(text, text, interval) from public;

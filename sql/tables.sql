@@ -25,6 +25,7 @@ create table migrator.change (
     blocked_hint text,
     waiting      text,                              -- why nothing goes on just now (a hold), for status
     waiting_since timestamptz,
+    held_since   timestamptz,                       -- since when the server's load holds it
     -- capture
     sync_xid     xid8,                              -- the transaction that switched capture on
     capture      text,                              -- fingerprint of the capture triggers; a change of it voids the copy
@@ -127,6 +128,22 @@ create table migrator.signal_limit (
     set_by   name not null,
     set_at   timestamptz not null default clock_timestamp()
 );
+
+-- Checks by HTTP that said no, as agents heard it.
+create table migrator.http_check (
+    address  text primary key,
+    said     text not null,
+    until    timestamptz not null,                  -- for so long it stands, unless it is heard again
+    role     name not null default session_user
+);
+
+-- How far the WAL that batches wrote is ahead of the rate that a DBA set: one row, shared by all workers.
+create table migrator.wal_pace (
+    only_row boolean primary key default true check (only_row),
+    rate     double precision,                      -- bytes a second, by which the next was reckoned
+    paid_at  timestamptz not null default '-infinity' -- when what was written so far is within the rate
+) with (fillfactor = 10);
+insert into migrator.wal_pace default values;
 
 -- A signal of the DBA's own. Its text is shown to nobody: it runs with that role's rights.
 create table migrator.own_query (

@@ -24,10 +24,10 @@ The column is added under ACCESS EXCLUSIVE and the guard, a trigger, under SHARE
 
 Errors: 42501 not the owner; 55000 no key; 42710 the name is taken, or rows still have it; 42703 no such column; 0A000 the table, an expression or the combination with another upgrade is not supported, by name; 22023 arguments that do not go together; 42P07, 42622 the view needs a name; 42804 types that do not fit; 55P03 the table was too busy for a lock.$$;
 
-comment on function migrator.explain_upgrade(regclass, text, jsonb, regprocedure, text[], text[], boolean, text) is
+comment on function migrator.explain_upgrade(regclass, text, jsonb, regprocedure, text[], text[], integer, boolean, integer, integer, interval, text, text) is
 $$What register_upgrade with the same arguments would do. Changes nothing.
 
-- relation, name, set, function, inputs, outputs, safe_in_place, strategy: as for register_upgrade.
+- relation, name, set, function, inputs, outputs, ordinal, safe_in_place, batch_size, cleanup_batch_size, target, view_name, strategy: as for register_upgrade.
 
 Returns a row for each statement, in their order:
 - ordinal: the order.
@@ -36,6 +36,7 @@ Returns a row for each statement, in their order:
 - statement: what is run; null where it is worked out later.
 - lock: the lock on the table.
 - held: how long.
+- rows, bytes, wal_bytes, seconds: rows that are written, bytes of their new versions, bytes of WAL, and how long one connection reads and computes them: estimates from a sample of the table. Null: nobody knows.
 - note: what else to know.
 
 Errors: those of register_upgrade.$$;
@@ -96,6 +97,7 @@ Returns one row:
 - wait_ms: milliseconds to sleep before the next call, 0 for at once.
 - reason: why it waits or slows down; null for no reason.
 - statement: SQL to run next, outside a transaction: VACUUM of the table. The upgrades go on without it too. Null for none.
+- eta: how long the sweep under way will take, at the speed that it had so far; null where nobody knows.
 
 Errors: 42501 not the owner; 42704 no upgrades; 25001 inside BEGIN, or in REPEATABLE READ or SERIALIZABLE; 40001, 40P01, 55P03: call again.$$;
 
@@ -134,7 +136,7 @@ Errors: 42501 not the owner; 42704 no upgrades.$$;
 comment on function migrator.select_batch(regclass, text, integer, boolean, interval) is
 $$Hands out rows for application code to upgrade: rows that lack the upgrade, oldest key first, each to one worker at a time. Any number of workers may call it at once, from any driver and through any pooler. Nothing is locked: between this call and mark_applied a worker holds no transaction, and only the token counts. No row: nothing is to be done now.
 
-A row is handed out when it has all upgrades before this one. One whose lease ran out, or that came back because somebody has changed it, is handed out again at once; one that failed after 10 seconds, and twice as long each time after. A call costs the same at the end of a table as at its beginning; only the first that finds nothing looks at every row.
+A row is handed out when it has all upgrades before this one. One whose lease ran out, or that came back because somebody has changed it, is handed out again at once; one that failed after 10 seconds, and twice as long each time after. While the load of the server holds work back, no row comes, and a notice says why; while it slows work down, a part of them. A call costs the same at the end of a table as at its beginning; only the first that finds nothing looks at every row.
 
 Commit after it: rows are handed out by one transaction at a time. Whoever has SELECT and UPDATE on the table may call it, unless row-level security is on for it; and its owner.
 
@@ -150,7 +152,7 @@ Returns a row for each row:
 - token: what mark_applied has to be given.
 - lease_until: until when nobody else gets it.
 
-Errors: 42501 no right to the table; 42704 no such upgrade; 42809 an upgrade that is done in the server; 55000 paused, retired, or more than 100 rows and a thousandth of the table failed; 55P03 another transaction that has handed out rows is open for half a minute; 40001 in REPEATABLE READ or SERIALIZABLE: call again; 22023 limit or lease.$$;
+Errors: 42501 no right to the table; 42704 no such upgrade; 42809 an upgrade that is done in the server; 55000 paused, blocked, retired, the guard is not in place, or more than 100 rows and a thousandth of the table failed; 55P03 another transaction that has handed out rows is open for half a minute; 40001 in REPEATABLE READ or SERIALIZABLE: call again; 22023 limit or lease.$$;
 
 comment on function migrator.mark_applied(regclass, text, jsonb) is
 $$Takes back what application code made of rows: values and name are written together, each row in one UPDATE, with all upgrades behind it that need no application code. Each row is answered by itself.
@@ -169,7 +171,7 @@ Returns a row for each:
 - reason: why not; for a value that was refused SQLSTATE and message.
 - row: where it was not applied, the row as it is now; null where it is gone.
 
-Errors: 42501 no right to the table; 42704 no such upgrade; 55000 retired; 22023 not such objects, or a column that may not be written; 42703 no such column. Nothing is written then, and the leases stay.$$;
+Errors: 42501 no right to the table; 42704 no such upgrade; 55000 retired, or the guard is not in place; 22023 not such objects, or a column that may not be written; 42703 no such column. Nothing is written then, and the leases stay.$$;
 
 comment on function migrator.ensure_upgraded(regclass, text, interval, boolean) is
 $$Returns when every row of a table has an upgrade; an error otherwise. For an application migration that needs it: it fails, and is run again later. Looks five times a second, each time under a new snapshot. An upgrade that was complete when it was retired counts.
@@ -218,6 +220,7 @@ comment on column migrator.upgrades.eta is 'How long the sweep under way will ta
 comment on column migrator.upgrades.waits_for is 'What has to happen next, and by whom.';
 comment on column migrator.upgrades.next_step is 'The call to make.';
 comment on column migrator.upgrades.strategy is '`rows` or `rewrite`.';
+comment on column migrator.upgrades.change is 'The table change that brings it to the rows, while it does: strategy `rewrite`.';
 comment on column migrator.upgrades.in_place is 'Whether an output is among the inputs.';
 comment on column migrator.upgrades.inputs is 'Columns that the outputs are made from.';
 comment on column migrator.upgrades.outputs is 'Columns that it writes.';
@@ -266,12 +269,14 @@ comment on column migrator.upgraded.blocked_hint is 'What to do about that.';
 comment on column migrator.upgraded.forgiven is 'Rows that were set aside when somebody had a blocked run go on: they do not count against what may fail.';
 comment on column migrator.upgraded.waiting is 'Why nothing goes on just now.';
 comment on column migrator.upgraded.waiting_since is 'Since when.';
+comment on column migrator.upgraded.held_since is 'Since when the load of the server holds it.';
 comment on column migrator.upgraded.sweep is 'Number of the last sweep.';
 comment on column migrator.upgraded.sweep_kind is '`upgrade` or `verify`; null: none is under way.';
 comment on column migrator.upgraded.sweep_generation is 'The definitions that it applies, or looked for.';
 comment on column migrator.upgraded.sweep_began is 'When it began.';
 comment on column migrator.upgraded.rows_total is 'Rows at its beginning, an estimate.';
 comment on column migrator.upgraded.rows_vacuumed is 'Rows that it had written at the last VACUUM that was asked for.';
+comment on column migrator.upgraded.vacuum_asked_at is 'When that was.';
 comment on column migrator.upgraded.verified_at is 'When the last look at every row ended; -infinity: there is reason for another.';
 comment on column migrator.upgraded.verify_took is 'How long that took.';
 comment on column migrator.upgraded.lacking is 'Rows that a batch could do something for, by that look.';

@@ -48,7 +48,7 @@ select p.table_name as relation,
        p.ordinal,
        p.kind,
        case when p.stands in ('running', 'retiring') and p.paused_at is not null then 'paused'
-            when p.stands in ('running', 'retiring') and p.blocked is not null and p.kind <> 'application' then 'blocked'
+            when p.stands in ('running', 'retiring') and p.blocked is not null then 'blocked'
             else p.stands end as state,
        case when p.stands = 'complete' then 1.0
             when p.rewriting is not null then (select 0.9 * h.progress from migrator.history h where h.change = p.rewriting)
@@ -64,7 +64,7 @@ select p.table_name as relation,
             then pg_catalog.make_interval(secs => pg_catalog.round((greatest(0, p.rows_in_all - p.passed) / r.rows_per_second)::pg_catalog.numeric)::pg_catalog.float8) end as eta,
        case when p.stands = 'complete' then null
             when p.paused_at is not null then pg_catalog.format('somebody to resume it (paused since %s)', p.paused_at::pg_catalog.timestamptz(0))
-            when p.blocked is not null and p.kind <> 'application' then p.blocked
+            when p.blocked is not null then p.blocked
             when p.stands = 'retiring' then 'the agent, or call migrator.run_upgrades: rows lose its name'
             when p.rewriting is not null then pg_catalog.format('change %s, which writes the table anew', p.rewriting)
             when p.kind <> 'application' and p.waiting is not null then pg_catalog.format('%s (since %s)', p.waiting, p.waiting_since::pg_catalog.timestamptz(0))
@@ -75,7 +75,7 @@ select p.table_name as relation,
             else 'the agent, or call migrator.run_upgrades' end as waits_for,
        case when p.paused_at is not null and p.stands <> 'complete' then pg_catalog.format('select migrator.resume_upgrades(%L);', p.table_name)
             when p.stands = 'complete' then pg_catalog.format('select migrator.retire_upgrade(%L, %L); -- when nothing reads the old form any more', p.table_name, p.name)
-            when p.blocked is not null and p.kind <> 'application' then coalesce(p.blocked_hint, pg_catalog.format('select migrator.resume_upgrades(%L);', p.table_name))
+            when p.blocked is not null then coalesce(p.blocked_hint, pg_catalog.format('select migrator.resume_upgrades(%L);', p.table_name))
             when p.rewriting is not null then coalesce((select h.next_step from migrator.history h where h.change = p.rewriting), pg_catalog.format('call migrator.prepare(change => %s);', p.rewriting))
             when p.stands = 'retiring' or p.kind <> 'application' and p.sweep_kind is not null then pg_catalog.format('call migrator.run_upgrades(%L);', p.table_name)
             when p.failed > 0 then pg_catalog.format('select migrator.retry_failed(%1$L, %2$L); -- or: select migrator.waive_failed(%1$L, %2$L, reason => ''…'');', p.table_name, p.name)
@@ -83,6 +83,7 @@ select p.table_name as relation,
             when p.barrier is not null and p.lacking = 0 then pg_catalog.format('select * from migrator.select_batch(%L, %L);', p.table_name, p.barrier)
             else pg_catalog.format('call migrator.run_upgrades(%L);', p.table_name) end as next_step,
        p.strategy,
+       p.rewriting as change,
        coalesce((p.definition ->> 'in_place')::pg_catalog.bool, false) as in_place,
        array(select i.i::pg_catalog.name from pg_catalog.jsonb_array_elements_text(p.definition -> 'inputs') as i (i)) as inputs,
        array(select (o.o ->> 0)::pg_catalog.name from pg_catalog.jsonb_array_elements(p.definition -> 'set') as o (o)

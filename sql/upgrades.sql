@@ -17,6 +17,7 @@ create table migrator.upgraded (
     forgiven     bigint not null default 0,         -- rows that were set aside when somebody had a blocked run go on
     waiting      text,                              -- why nothing goes on just now, for the views
     waiting_since timestamptz,
+    held_since   timestamptz,                       -- since when the server's load holds it
     -- the sweep: every row of the table that was there when it began, once
     sweep        bigint not null default 0,         -- its number; each has chunks of its own
     sweep_kind   text check (sweep_kind in ('upgrade', 'verify')),  -- null: none is under way
@@ -24,6 +25,7 @@ create table migrator.upgraded (
     sweep_began  timestamptz,
     rows_total   bigint not null default 0,         -- estimate
     rows_vacuumed bigint not null default 0,        -- rows of this sweep at the last VACUUM that was asked for
+    vacuum_asked_at timestamptz,                    -- when that was
     verified_at  timestamptz,                       -- when the last look at all rows ended
     verify_took  interval,
     lacking      bigint,                            -- rows that a batch could do something for, by that look

@@ -14,7 +14,7 @@ mod signal;
 
 pub use decide::{Decision, Effect, Raised, decide};
 pub use memory::{Memory, Reading};
-pub use seen::{Disk, Lag, Lost, Seen, Slot, Snapshot, Synchronous, Unreadable, Usual, Vacuum};
+pub use seen::{Check, Disk, Lag, Lost, Seen, Slot, Snapshot, Synchronous, Unreadable, Usual, Vacuum};
 pub use signal::{Limit, Limits, Signal, Unit};
 
 /// What a worker does next.

@@ -450,6 +450,9 @@ async fn what_is_shown_and_what_a_dry_run_writes(server: Server) -> Result<()> {
     // In sessions that cannot write.
     for (command, code, shown) in [
         (&["upgrade", "run", "article"][..], 0, "public.article  size"),
+        (&["upgrade", "pause", "article"], 0, "upgrades of public.article would be paused: size, by hand"),
+        (&["upgrade", "resume", "article"], 0, "upgrades of public.article would go on: size, by hand"),
+        (&["upgrade", "verify", "article"], 0, "would have every row looked at again: size, by hand"),
         (&["upgrade", "retry", "article"], 0, "1 row(s) of public.article would be tried again"),
         (&["upgrade", "retry", "article", "--key", "{\"id\": 8}"], 1, "0 row(s)"),
         (

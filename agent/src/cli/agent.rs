@@ -4,7 +4,7 @@ use super::Outcome;
 use super::context::Context;
 use super::run::default_jobs;
 use crate::db::{Class, Limits};
-use crate::engine::{Changes, End, Goal, UpgradeGoal, Upgrades};
+use crate::engine::{Changes, Check, End, Goal, UpgradeGoal, Upgrades};
 use crate::store::Unfit;
 use clap::Args;
 use tracing::{info, warn};
@@ -22,6 +22,10 @@ pub struct Agent {
     /// Connections for work on tables, and as many for upgrades of rows, each beside one that looks [default: the cores of this machine, 2 to 4]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
+    /// Ask this address once a second: an answer 2xx lets work go on, any other, or none within 5 s, holds it, and
+    /// migrator.signals says so. Needs: grant execute on function migrator.report_check to THIS_ROLE
+    #[arg(long, value_name = "URL", env = "MIGRATOR_HTTP_CHECK", hide_env_values = true)]
+    http_check: Option<String>,
 }
 
 impl Agent {
@@ -35,10 +39,17 @@ impl Agent {
             }
             Err(unfit) => return Err(unfit.into()),
         }
+        let check = self.check(&context).await?;
         info!(target_database = %context.target, jobs, version = env!("CARGO_PKG_VERSION"), "agent started");
         let changes = Changes::drive(context.target.clone(), Goal::Every, jobs, context.signals.clone());
         let upgrades = Upgrades::drive(context.target.clone(), UpgradeGoal::Every, jobs, context.signals.clone());
-        let (changes, upgrades) = tokio::join!(changes.run(|_, _| {}), upgrades.run(|_, _| {}));
+        let stop = context.signals.stop.clone();
+        let checking = async {
+            if let Some(check) = check {
+                check.run(stop).await;
+            }
+        };
+        let (changes, upgrades, ()) = tokio::join!(changes.run(|_, _| {}), upgrades.run(|_, _| {}), checking);
         if let End::Failed(unfit) = changes {
             return Err(unfit.into());
         }
@@ -47,5 +58,15 @@ impl Agent {
         }
         info!("agent stopped");
         Ok(Outcome::Done)
+    }
+
+    /// The user's own check, asked once before anything is done.
+    async fn check(&self, context: &Context) -> anyhow::Result<Option<Check>> {
+        let Some(url) = &self.http_check else { return Ok(None) };
+        let mut check = Check::of(url, context.target.clone())?;
+        match check.once().await {
+            Err(unfit) if unfit.class() == Class::Stop => Err(unfit.into()),
+            _ => Ok(Some(check)),
+        }
     }
 }

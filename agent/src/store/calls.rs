@@ -246,6 +246,12 @@ impl Store {
         self.session.call(sql, &with).await
     }
 
+    /// Says what a check by HTTP answered: what is not well, or nothing.
+    pub async fn report_check(&self, address: &str, said: Option<&str>) -> Result<(), Trouble> {
+        let with: [Parameter<'_>; 2] = [(&address, Type::TEXT), (&said, Type::TEXT)];
+        self.session.call("select migrator.report_check($1, $2)", &with).await
+    }
+
     /// What is wrong with this server.
     pub async fn doctor(&self) -> Result<Vec<Finding>, Trouble> {
         self.session.rows(&document("migrator.doctor()"), &[]).await

@@ -38,6 +38,9 @@ pub struct Upgrade {
     pub registered_at: Option<String>,
     /// When every row had it.
     pub completed_at: Option<String>,
+    /// The table change that brings it to the rows, while it does.
+    #[serde(default)]
+    pub change: Option<i64>,
     /// What else there is, and what a later version adds.
     #[serde(flatten)]
     pub more: Map<String, Value>,

@@ -66,6 +66,7 @@ pub fn decide(seen: &Seen, before: &Decision, limits: &Limits) -> Decision {
     look.sessions(seen);
     look.vacuums(seen.vacuums.as_deref().unwrap_or_default());
     look.own(seen);
+    look.checks(seen);
     for unreadable in &seen.unreadable {
         let signal = unreadable.signal;
         if !limits.of(signal).off {
@@ -343,6 +344,16 @@ impl Look<'_> {
             let (enter, leave) = self.words(Signal::OwnQuery);
             let reason = format!("the DBA's own query said more than {enter} (goes on at {leave})");
             self.raise(Signal::OwnQuery, "", Effect::Hold, reason);
+        }
+    }
+}
+
+impl Look<'_> {
+    fn checks(&mut self, seen: &Seen) {
+        let limit = self.limits.of(Signal::HttpCheck);
+        for check in seen.checks.iter().flatten().filter(|check| !limit.off && !limit.ignores(&check.address)) {
+            let reason = format!("the check {} says no: {}", check.address, check.said);
+            self.raise(Signal::HttpCheck, &check.address, Effect::Hold, reason);
         }
     }
 }

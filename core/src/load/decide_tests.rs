@@ -1,5 +1,5 @@
 use super::*;
-use crate::load::{Lag, Lost, Snapshot, Synchronous, Unreadable};
+use crate::load::{Check, Lag, Lost, Snapshot, Synchronous, Unreadable};
 
 fn work() -> Work {
     Work { tables: vec![7, 8], tablespaces: vec![1663], rewrites: false }
@@ -200,7 +200,7 @@ fn unreadable(signal: Signal) -> Seen {
 
 #[test]
 fn what_cannot_be_read_slows_and_is_named_and_warned_of_once() {
-    for signal in Signal::ALL {
+    for signal in watched() {
         let verdict = one(unreadable(signal));
         assert!(matches!(verdict, Verdict::Slow(2, _)), "{verdict:?}");
         let why = reason(verdict);
@@ -246,12 +246,28 @@ fn everything() -> Seen {
     all.checkpoints = Some(1000);
     all.disks = Some(vec![Disk { place: "WAL".into(), tablespace: None, free: 0 }]);
     all.own = Some(1e6);
+    all.checks = Some(vec![Check { address: "https://status.example/ready".into(), said: "503".into() }]);
     all
+}
+
+/// All but what is kept by the batches themselves.
+fn watched() -> impl Iterator<Item = Signal> {
+    Signal::ALL.into_iter().filter(|signal| *signal != Signal::WalRate)
+}
+
+#[test]
+fn a_check_holds_until_all_is_well() {
+    let said = |said: &str| Seen {
+        checks: Some(vec![Check { address: "https://status.example/ready".into(), said: said.into() }]),
+        ..Seen::default()
+    };
+    assert_eq!(letters(&[Seen::default(), said("503"), said("404"), Seen::default()]), "GHHG");
+    assert_eq!(reason(one(said("503"))), "the check https://status.example/ready says no: 503");
 }
 
 #[test]
 fn every_signal_can_be_switched_off() {
-    for signal in Signal::ALL {
+    for signal in watched() {
         let on = |limits: &Limits| {
             let mut seen = everything();
             seen.unreadable = unreadable(signal).unreadable;

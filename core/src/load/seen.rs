@@ -33,6 +33,8 @@ pub struct Seen {
     pub disks: Option<Vec<Disk>>,
     /// What the DBA's own query said.
     pub own: Option<f64>,
+    /// Checks by HTTP that do not say that all is well, and what they say instead.
+    pub checks: Option<Vec<Check>>,
     /// What could not be read.
     pub unreadable: Vec<Unreadable>,
 }
@@ -117,6 +119,15 @@ pub struct Disk {
     pub tablespace: Option<u32>,
     /// Free bytes.
     pub free: i64,
+}
+
+/// A check that an agent made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// Its address.
+    pub address: String,
+    /// What is not well, for people.
+    pub said: String,
 }
 
 /// A signal that could not be read.

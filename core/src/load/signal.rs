@@ -33,6 +33,10 @@ pub enum Signal {
     FreeDisk,
     /// What the DBA's own query says.
     OwnQuery,
+    /// What the DBA's own check by HTTP says, which an agent asks.
+    HttpCheck,
+    /// Bytes of WAL that batches write in a second: kept, not watched.
+    WalRate,
 }
 
 /// What a signal is measured in.
@@ -63,7 +67,7 @@ pub struct Limit {
 
 impl Signal {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Signal; 13] = [
+    pub const ALL: [Signal; 15] = [
         Signal::ReplayLag,
         Signal::LostStandby,
         Signal::SynchronousStandby,
@@ -77,6 +81,8 @@ impl Signal {
         Signal::RequestedCheckpoints,
         Signal::FreeDisk,
         Signal::OwnQuery,
+        Signal::HttpCheck,
+        Signal::WalRate,
     ];
 
     /// As users write it.
@@ -95,6 +101,8 @@ impl Signal {
             Signal::RequestedCheckpoints => "requested_checkpoints",
             Signal::FreeDisk => "free_disk",
             Signal::OwnQuery => "own_query",
+            Signal::HttpCheck => "http_check",
+            Signal::WalRate => "wal_rate",
         }
     }
 
@@ -107,14 +115,15 @@ impl Signal {
     pub fn unit(self) -> Unit {
         match self {
             Signal::ReplayLag | Signal::LostStandby | Signal::Vacuum | Signal::SnapshotAge => Unit::Seconds,
-            Signal::SlotWal | Signal::FreeDisk => Unit::Bytes,
+            Signal::SlotWal | Signal::FreeDisk | Signal::WalRate => Unit::Bytes,
             Signal::SynchronousStandby
             | Signal::ArchiveReady
             | Signal::WaitingSessions
             | Signal::LockWaits
             | Signal::ActiveSessions
             | Signal::RequestedCheckpoints
-            | Signal::OwnQuery => Unit::Count,
+            | Signal::OwnQuery
+            | Signal::HttpCheck => Unit::Count,
         }
     }
 
@@ -125,7 +134,10 @@ impl Signal {
 
     /// Whether it has a second threshold. The others are over as soon as what raised them is.
     pub fn has_leave(self) -> bool {
-        !matches!(self, Signal::LostStandby | Signal::SynchronousStandby | Signal::Vacuum)
+        !matches!(
+            self,
+            Signal::LostStandby | Signal::SynchronousStandby | Signal::Vacuum | Signal::HttpCheck | Signal::WalRate
+        )
     }
 
     /// The limit where nobody set one.
@@ -142,9 +154,14 @@ impl Signal {
             // In five minutes: more often than once in 30 s, where PostgreSQL's own checkpoint_warning begins.
             Signal::RequestedCheckpoints => (10.0, 5.0),
             Signal::FreeDisk => (GIB, 2.0 * GIB),
-            Signal::SynchronousStandby | Signal::WaitingSessions | Signal::OwnQuery => (0.0, 0.0),
+            Signal::SynchronousStandby
+            | Signal::WaitingSessions
+            | Signal::OwnQuery
+            | Signal::HttpCheck
+            | Signal::WalRate => (0.0, 0.0),
         };
-        Limit { enter, leave, off: false, ignoring: vec![] }
+        // How fast work goes by itself is for its batches to say.
+        Limit { enter, leave, off: self == Signal::WalRate, ignoring: vec![] }
     }
 
     /// What to do about it: a sentence, with the call where there is one.
@@ -167,6 +184,10 @@ impl Signal {
             Signal::RequestedCheckpoints => "Raise max_wal_size.",
             Signal::FreeDisk => "Make room, or cancel the change.",
             Signal::OwnQuery => "That query knows. select migrator.set_own_query(); takes it away.",
+            Signal::HttpCheck => "What answers there knows. The agent was started with it: --http-check.",
+            Signal::WalRate => {
+                "select * from migrator.set_limit('wal_rate', 'off'); lets batches go as fast as they can."
+            }
         }
     }
 }

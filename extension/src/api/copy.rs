@@ -3,8 +3,9 @@
 use crate::api::answer::{DECIDE, answer};
 use crate::api::arguments::RegClass;
 use crate::api::change::oid;
+use crate::catalog::cost::{self, Meter};
 use crate::catalog::lock::{self, Hold};
-use crate::catalog::{cost, spi, timeout};
+use crate::catalog::{spi, timeout};
 use crate::engine::change::Change;
 use crate::engine::{copy, guard, load, owner, recheck};
 use migrator_core::failure::Failure;
@@ -53,10 +54,12 @@ fn one_batch(change: Change) -> Result<(Batch, bool), Failure> {
         Verdict::Slow(factor, reason) => (factor, Some(reason)),
         Verdict::Hold(reason) => {
             note(Some(&reason))?;
+            load::change_held(&change, Some(&reason))?;
             let (done, total) = blocks(&change)?;
             return Ok(((0, done, total, false, HOLD_MS, Some(reason)), true));
         }
     };
+    load::change_held(&change, None)?;
     note(reason.as_deref())?;
     if owner::changed(&change)? {
         // Tried, not waited for: whoever waits alone keeps all the others from sharing.
@@ -66,14 +69,24 @@ fn one_batch(change: Change) -> Result<(Batch, bool), Failure> {
         }
         owner::follow(&change.again()?)?;
     }
+    let pace = load::pace::in_force()?;
+    if let Some((pace, rest_ms)) = pace.as_ref().and_then(|pace| Some((pace, pace.rest_ms()?))) {
+        let (done, total) = blocks(&change)?;
+        return Ok(((0, done, total, false, rest_ms, Some(pace.reason())), true));
+    }
+    let meter = Meter::start();
     let copied = copy::copy_batch(change.clone(), factor)?;
     let (done, total) = blocks(&change)?;
+    let rest_ms = match pace {
+        Some(pace) => pace.put_down(meter.bytes())?.rest_ms().unwrap_or(0),
+        None => 0,
+    };
     let (rows, over) = match copied {
         copy::Copied::Rows(rows) => (rows, done >= total),
         copy::Copied::Done => (0, true),
         copy::Copied::Busy | copy::Copied::Void => (0, false),
     };
-    Ok(((rows, done, total, over, load::rest_ms(factor), reason), false))
+    Ok(((rows, done, total, over, load::rest_ms(factor).max(rest_ms), reason), false))
 }
 
 fn blocks(change: &Change) -> Result<(i64, i64), Failure> {

@@ -27,6 +27,13 @@ fn set_own_query(query: default!(Option<&str>, "NULL"), timeout: default!(Interv
     answer(LOOK, || role::as_extension(|| load::set_own_query(caller, query, timeout)))
 }
 
+/// Notes what a check by HTTP said; agents call it.
+#[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
+fn report_check(address: &str, said: default!(Option<&str>, "NULL"), stands: default!(Interval, "'10 s'")) {
+    let stands = Duration::from_micros(u64::try_from(stands.as_micros()).unwrap_or(0));
+    answer(LOOK, || role::as_extension(|| load::report_check(address, said, stands)));
+}
+
 /// What migrator.signals shows to the caller.
 #[pg_extern(volatile, parallel_unsafe, requires = ["tables"])]
 #[allow(clippy::type_complexity)]

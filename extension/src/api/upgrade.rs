@@ -66,7 +66,12 @@ fn explain_upgrade(
     function: default!(Option<RegProcedure>, "NULL"),
     inputs: default!(Option<Vec<String>>, "NULL"),
     outputs: default!(Option<Vec<String>>, "NULL"),
+    ordinal: default!(Option<i32>, "NULL"),
     safe_in_place: default!(bool, "false"),
+    batch_size: default!(Option<i32>, "NULL"),
+    cleanup_batch_size: default!(Option<i32>, "NULL"),
+    target: default!(Option<Interval>, "NULL"),
+    view_name: default!(Option<&str>, "NULL"),
     strategy: default!(Option<&str>, "'rows'"),
 ) -> TableIterator<
     'static,
@@ -77,14 +82,28 @@ fn explain_upgrade(
         name!(statement, Option<String>),
         name!(lock, Option<String>),
         name!(held, Option<String>),
+        name!(rows, Option<i64>),
+        name!(bytes, Option<i64>),
+        name!(wal_bytes, Option<i64>),
+        name!(seconds, Option<f64>),
         name!(note, Option<String>),
     ),
 > {
-    let request = request(relation, name, set, function, inputs, outputs, safe_in_place, strategy);
+    let request =
+        request(relation, name, set, function, inputs, outputs, safe_in_place, strategy).map(|request| Request {
+            ordinal,
+            batch_size,
+            cleanup_batch_size,
+            target_ms: target.map(milliseconds),
+            view_name: view_name.map(str::to_owned),
+            ..request
+        });
     let rows = answer(LOOK, || role::as_extension(|| explain::rows(&request?)));
     TableIterator::new((1..).zip(rows).map(|(ordinal, row)| {
-        let explain::Row { step, object, statement, lock, held, note } = row;
-        (ordinal, step.to_owned(), object, statement, lock.map(str::to_owned), held, note)
+        let explain::Row { step, object, statement, lock, held, cost, note } = row;
+        let explain::Cost { rows, bytes, wal_bytes, seconds } = cost;
+        let lock = lock.map(str::to_owned);
+        (ordinal, step.to_owned(), object, statement, lock, held, rows, bytes, wal_bytes, seconds, note)
     }))
 }
 
@@ -141,6 +160,7 @@ fn step(
         name!(wait_ms, i32),
         name!(reason, Option<String>),
         name!(statement, Option<String>),
+        name!(eta, Option<Interval>),
     ),
 > {
     // SAFETY: reads a backend-local variable.
@@ -148,12 +168,13 @@ fn step(
     let worker = worker.map_or_else(own, str::to_owned);
     let step = answer(STEP, || kept::plans(|| table(relation, |table| step::step(&table, &worker))));
     // Rows and where they end are lost together, if they are; what says that an upgrade is complete waits for the disk, and
-    // with it for all before it.
-    if step.rows > 0 && !step.done {
+    // with it for all before it. And nobody would hear of a hold whose own commit waits for the standby that it is about.
+    if step.held || (step.rows > 0 && !step.done) {
         cost::commit_at_once();
     }
-    let step::Step { state, rows, failed, done, wait_ms, reason, statement } = step;
-    TableIterator::once((state.to_owned(), rows, failed, done, wait_ms, reason, statement))
+    let step::Step { state, rows, failed, done, wait_ms, reason, statement, eta, .. } = step;
+    let eta = eta.map(|seconds| Interval::from_seconds(seconds.round()));
+    TableIterator::once((state.to_owned(), rows, failed, done, wait_ms, reason, statement, eta))
 }
 
 /// Whether the batch in hand may write one more row.

@@ -1,11 +1,12 @@
 //! Work that may fail without failing the transaction: an internal subtransaction around it.
 
 use crate::raise;
-use migrator_core::failure::Failure;
+use migrator_core::failure::{Failure, code};
 use pgrx::PgTryBuilder;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Runs `work` in a subtransaction of its own. A PostgreSQL error or an `Err` rolls back everything that
 /// `work` did, locks included, and comes back as a `Failure` with its SQLSTATE.
@@ -26,12 +27,19 @@ pub fn attempt_unless<T>(work: impl FnOnce() -> Result<T, Failure>, ours: impl F
         pg_sys::BeginInternalSubTransaction(std::ptr::null());
         pg_sys::MemoryContextSwitchTo(context);
         let work = AssertUnwindSafe(work);
+        // A link of the chain that errfinish (elog.c) follows; taken out again below, whichever way the work ends.
+        let before = pg_sys::error_context_stack;
+        let mut link =
+            pg_sys::ErrorContextCallback { previous: before, callback: Some(remember_code), arg: std::ptr::null_mut() };
+        RAISED.store(0, Ordering::Relaxed);
+        pg_sys::error_context_stack = &raw mut link;
         let outcome = PgTryBuilder::new(AssertUnwindSafe(move || {
             let work = work;
             (work.0)().map_err(Ended::Failed)
         }))
         .catch_others(|caught| Err(Ended::Thrown(Box::new(caught))))
         .execute();
+        pg_sys::error_context_stack = before;
         match &outcome {
             Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
             Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
@@ -46,6 +54,22 @@ pub fn attempt_unless<T>(work: impl FnOnce() -> Result<T, Failure>, ours: impl F
     }
 }
 
+/// The SQLSTATE of the error that was raised last, as PostgreSQL packs it. The reports of pgrx know only those that
+/// PostgreSQL itself defines, and call any other, which a user's trigger or function chose, an internal error (XX000).
+static RAISED: AtomicI32 = AtomicI32::new(0);
+
+/// Called for each message before it is thrown or sent. An error that passes through a function of ours is raised there a
+/// second time, as the internal error that pgrx took it for: the first name is its own.
+unsafe extern "C-unwind" fn remember_code(_: *mut std::ffi::c_void) {
+    // SAFETY: geterrcode is made for error callbacks (elog.c).
+    let raised = unsafe { pg_sys::geterrcode() };
+    // The classes of success and of warnings are those of messages, which are told and not thrown.
+    let message = [raise::pack("00"), raise::pack("01")].contains(&(raised & 0xfff));
+    if !message && raised != raise::pack(code::INTERNAL) {
+        RAISED.store(raised, Ordering::Relaxed);
+    }
+}
+
 /// How work ended that did not succeed.
 enum Ended {
     Failed(Failure),
@@ -55,7 +79,11 @@ enum Ended {
 fn failure_of(caught: CaughtError, ours: impl Fn() -> bool) -> Failure {
     match caught {
         CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
-            let failure = raise::caught(&report);
+            let mut failure = raise::caught(&report);
+            let raised = RAISED.swap(0, Ordering::Relaxed);
+            if failure.code == code::INTERNAL && raised != 0 {
+                failure.code = raise::unpack(raised).into();
+            }
             if (failure.code == "57014" && !ours()) || failure.code == "57P01" {
                 CaughtError::PostgresError(report).rethrow()
             }

@@ -21,11 +21,16 @@ impl Meter {
         Meter { begun: Instant::now(), wal: wal_written() }
     }
 
+    /// Bytes of WAL that were written since.
+    pub fn bytes(&self) -> u64 {
+        wal_written().saturating_sub(self.wal)
+    }
+
     /// What it took until now. The commit of this transaction lies ahead, so the usual one counts; and this one is measured.
     pub fn batch(&self, done: i32) -> Batch {
         measure_commit();
         let commit = Duration::from_micros(COMMIT.load(Ordering::Relaxed));
-        Batch { done, bytes: wal_written().saturating_sub(self.wal), took: self.begun.elapsed() + commit }
+        Batch { done, bytes: self.bytes(), took: self.begun.elapsed() + commit }
     }
 }
 

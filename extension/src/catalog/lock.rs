@@ -41,6 +41,12 @@ pub fn upgrading(table: u32) {
     acquire(c"upgraded", i64::from(table), pg_sys::ShareLock, false);
 }
 
+/// Marks this transaction as one that waits for the upgrades of a table: it conflicts with nothing, and the batches that it
+/// waits for are not held for its snapshot.
+pub fn awaiting(table: u32) {
+    acquire(c"upgraded", i64::from(table), pg_sys::AccessShareLock, false);
+}
+
 /// Marks this transaction as one that brings up all rows of a table by itself, however long that takes.
 pub fn driving(table: u32) {
     acquire(c"upgrade", i64::from(table), pg_sys::ShareLock, false);

@@ -4,6 +4,7 @@
 //! transition and every reconcile holds it `Alone`. Both are tried, never waited for: a caller whose turn it is
 //! not is told how long to sleep.
 
+use crate::catalog::cost::Meter;
 use crate::catalog::lock::{self, Hold};
 use crate::catalog::spi;
 use crate::engine::change::Change;
@@ -108,22 +109,32 @@ fn next(change: Change) -> Result<Advanced, Failure> {
         });
     }
     let mut slow = None;
+    let writes = matches!(change.state, State::Copying | State::CatchingUp);
+    let pace = if writes { load::pace::in_force()? } else { None };
     if !in_step {
         match load::verdict(|| load::work(&change))? {
             Verdict::Go => {}
             Verdict::Slow(factor, reason) => slow = Some((factor, reason)),
             Verdict::Hold(reason) => {
                 load::note(&change, Some(&reason))?;
+                load::change_held(&change, Some(&reason))?;
                 return Ok(Advanced { held: true, ..wait(&change, HOLD_MS, reason)? });
             }
         }
-        let news = load::note(&change, slow.as_ref().map(|(_, reason)| reason.as_str()))?;
+        load::change_held(&change, None)?;
+        // The same words while it rests and while it works, so that the row is written once and not at each turn.
+        let paced = pace.as_ref().map(load::pace::Pace::reason);
+        let news = load::note(&change, slow.as_ref().map(|(_, reason)| reason).or(paced.as_ref()).map(String::as_str))?;
         if news && change.state == State::Indexing {
             // A build may last for hours, and somebody may want to pause the change meanwhile.
             return step(&change, "wait", 0);
         }
+        if let Some((rest_ms, reason)) = pace.as_ref().and_then(load::pace::Pace::rest_ms).zip(paced) {
+            return Ok(Advanced { held: true, ..wait(&change, rest_ms, reason)? });
+        }
     }
     let factor = slow.as_ref().map_or(1, |(factor, _)| *factor);
+    let meter = Meter::start();
     let begun = Instant::now();
     let mut done = match change.state {
         State::Created => alone(&change, |change| {
@@ -142,6 +153,13 @@ fn next(change: Change) -> Result<Advanced, Failure> {
         State::Swapped => swapped(&change),
         State::Finished | State::Cancelled => step(&change, "idle", 0),
     }?;
+    if let Some(pace) = pace {
+        let pace = pace.put_down(meter.bytes())?;
+        if let Some(rest_ms) = pace.rest_ms() {
+            done.wait_ms = done.wait_ms.max(rest_ms);
+            done.reason.get_or_insert(pace.reason());
+        }
+    }
     if let Some((factor, reason)) = slow {
         done.wait_ms = done.wait_ms.max(load::rest_ms_after(factor, begun.elapsed()));
         done.reason.get_or_insert(reason);

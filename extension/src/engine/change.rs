@@ -28,6 +28,8 @@ pub struct Change {
     pub postponed: bool,
     pub blocked: Option<String>,
     pub blocked_hint: Option<String>,
+    /// The server's load holds it, as far as was noted.
+    pub held: bool,
     pub capture: Option<String>,
     pub filenode: Option<u32>,
     pub rolled_back: i32,
@@ -41,7 +43,7 @@ pub struct Change {
 
 const SELECT: &str = "select c.id, c.table_schema, c.table_name, c.live::pg_catalog.int8 as live, c.shadow::pg_catalog.int8 as shadow, \
     c.on_ready, c.plan, c.state, c.paused_at is not null as paused, \
-    coalesce(c.postponed_until > pg_catalog.clock_timestamp(), false) as postponed, c.blocked, c.blocked_hint, \
+    coalesce(c.postponed_until > pg_catalog.clock_timestamp(), false) as postponed, c.blocked, c.blocked_hint, c.held_since is not null as held, \
     c.capture, c.filenode::pg_catalog.int8 as filenode, c.rolled_back, c.swap_xid::text, c.fence_xid::text, c.front_definitions, c.kept, c.verify_rounds, c.catch_up \
     from migrator.change c";
 

@@ -1,13 +1,18 @@
 //! One look at the server's load, at most once a second, shared by all workers: go, slow down, or hold.
 //!
-//! `look.rs` reads the signals, `limits.rs` the DBA's settings, `own.rs` runs the DBA's own query; `migrator_core::load`
+//! `checks.rs` keeps what agents heard by HTTP, `held.rs` writes the log of holds, `pace.rs` keeps batches at a rate, `look.rs` reads the signals, `limits.rs` the DBA's settings, `own.rs` runs the DBA's own query; `migrator_core::load`
 //! decides. What was decided stands in `migrator.load`, and `migrator.signals` shows it.
 
+mod checks;
+mod held;
 mod limits;
 mod look;
 mod own;
+pub mod pace;
 mod show;
 
+pub use checks::report as report_check;
+pub use held::{change as change_held, upgrades as upgrades_held};
 pub use limits::set as set_limit;
 pub use own::set as set_own_query;
 pub use show::rows as shown;

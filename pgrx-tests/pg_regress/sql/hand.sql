@@ -261,6 +261,45 @@ select migrator.waive_failed('chained', 'b');
 select * from chained order by id;
 select count(*) from migrator.upgrade_failures where relation = 'hand.chained';
 
+-- A value that the table refuses costs its own row, whatever the SQLSTATE that it is refused with.
+create table odd (id int primary key, a text, b text);
+insert into odd select g, 'a' from generate_series(1, 5) g;
+create function refuse() returns trigger language plpgsql as $$
+begin
+    if new.b like '_____' then raise exception 'not this one' using errcode = new.b; end if;
+    return new;
+end $$;
+create trigger refuse before update on odd for each row execute function refuse();
+select migrator.register_upgrade('odd', 'code', inputs => '{a}', outputs => '{b}') is not null as registered;
+create temp table handed as select * from migrator.select_batch('odd', 'code', 4);
+create function back(a_b text[]) returns jsonb language sql as $$
+    select jsonb_agg(jsonb_build_object('key', h.key, 'token', h.token, 'values', jsonb_build_object('b', a_b[(h.key ->> 'id')::int])) order by h.key) from handed h
+$$;
+select key, applied, reason from migrator.mark_applied('odd', 'code', back('{fits,AB123,54000,fits too}'));
+select id, b, applied_upgrades from odd order by id;
+select key, sqlstate, message from migrator.upgrade_failures where relation = 'hand.odd' order by key;
+-- Where the guard is not in place, nothing is handed out or taken back.
+alter table odd disable trigger "~migrator_guard";
+\x on
+select * from refused($$select migrator.select_batch('hand.odd', 'code')$$);
+select * from refused($$select migrator.mark_applied('hand.odd', 'code', hand.back('{x,y,z,z}'))$$);
+\x off
+select migrator.resume_upgrades('odd');
+select key from migrator.select_batch('odd', 'code');
+-- Nor is anything handed out while the table's upgrades are blocked; what is out can come back.
+create table stuck (id int primary key, a text, b text, c text);
+insert into stuck values (1, 'a');
+create function gone(a text) returns text immutable language plpgsql as $$ begin return (select x from hand.nowhere); end $$;
+select migrator.register_upgrade('stuck', 'code', inputs => '{a}', outputs => '{b}') is not null as registered;
+create temp table stuck_handed as select * from migrator.select_batch('stuck', 'code');
+select migrator.register_upgrade('stuck', 'gone', '{"c": "gone(b)"}') is not null as registered;
+update migrator.upgraded set blocked = 'column c is gone', blocked_hint = 'Mend it.' where relation = 'stuck'::regclass;
+\x on
+select * from refused($$select migrator.select_batch('hand.stuck', 'code')$$);
+\x off
+select name, state, waits_for, next_step from migrator.upgrades where relation = 'hand.stuck' order by ordinal;
+select applied, reason from migrator.mark_applied('stuck', 'code', (select jsonb_agg(to_jsonb(s) || '{"values": {"b": "back"}}') from stuck_handed s));
+
 -- Retired: nothing is handed out or taken back any more.
 select migrator.retire_upgrade('article', 'code', incomplete => true);
 \x on

@@ -19,10 +19,11 @@ pub async fn who_may_say_what_is_too_much(server: Server) -> Result<()> {
     let change = Change::create(&database, "public.mine", "alter column id type bigint").await?;
 
     // Everybody may look whose change it is; only whom the DBA trusts may set.
-    for (role, signals) in [(&owner, 13), (&other, 0)] {
+    for (role, signals) in [(&owner, 15), (&other, 0)] {
         let theirs = database.connect_as(role, "test").await?;
         ensure!(theirs.number("select count(*) from migrator.signals").await? == signals, "{role}");
-        for call in ["set_limit('replay_lag', '1 h')", "set_own_query('select 1')"] {
+        for call in ["set_limit('replay_lag', '1 h')", "set_own_query('select 1')", "report_check('http://x/', '503')"]
+        {
             let refusal = theirs.refusal(&format!("select * from migrator.{call}")).await?;
             ensure!(refusal.code == "42501", "{role} {call}: {refusal}");
         }
@@ -41,6 +42,8 @@ pub async fn who_may_say_what_is_too_much(server: Server) -> Result<()> {
         ("set_limit('slot_wal', '-1')", "not a size"),
         ("set_limit('archive_ready', 'NaN')", "not a number"),
         ("set_limit('lost_standby', '1 h', '1 min')", "no threshold to leave at"),
+        ("set_limit('wal_rate', '0')", "not a size"),
+        ("set_limit('http_check', '1')", "no threshold"),
         ("set_own_query('select 1', timeout => '1 min')", "timeout"),
         ("set_own_query('select 1', timeout => '-1 s')", "timeout"),
         ("set_own_query('select ''NaN''::float8')", "not a number"),

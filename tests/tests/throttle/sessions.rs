@@ -7,32 +7,71 @@ use std::time::{Duration, Instant};
 pub async fn sessions_and_disks_and_a_query_of_one_s_own(server: Server) -> Result<()> {
     let cluster = server.cluster(&[("autovacuum", "off")]).await?;
     let watched = Watched::of(&cluster).await?;
-    let session = &watched.session;
-    watched.until_over("replay_lag").await?;
+    tell(&cluster, watched).await
+}
 
-    // Somebody waits for a lock of a worker of ours, who is in the middle of a batch.
+pub async fn the_same_where_rows_are_upgraded(server: Server) -> Result<()> {
+    let cluster = server.cluster(&[("autovacuum", "off")]).await?;
+    let watched = Watched::of_upgrades(&cluster).await?;
+    tell(&cluster, watched).await
+}
+
+/// Somebody waits for a lock of a worker of ours, who is in the middle of a batch of the copy.
+async fn a_wait_for_the_copy(watched: &Watched) -> Result<()> {
+    let session = &watched.session;
     session.run("create table other (id int primary key); insert into other values (1)").await?;
     let other = Change::create(&watched.database, "public.other", "alter column id type bigint").await?;
     other.until(|advance| advance.state == "copying").await?;
-    session.run("select pg_advisory_lock(7331)").await?;
     let (worker, works) = (other.session().await?, other.clone());
-    let batch = tokio::spawn(async move {
+    let batch = async move {
         worker.run("set application_name = 'worker'; set migrator.crash_at = 'copy:wait'").await?;
-        anyhow::Ok(works.advance(&worker).await?)
-    });
+        works.advance(&worker).await?;
+        Ok(())
+    };
+    let lock = format!("begin; lock table {} in share mode; commit", other.rear().await?);
+    a_wait_for_a_worker(watched, batch, lock).await?;
+    other.cancel().await
+}
+
+/// The same in the middle of a batch of upgrades.
+async fn a_wait_for_a_batch_of_rows(watched: &Watched) -> Result<()> {
+    watched
+        .session
+        .run(
+            r#"create table other (id int primary key, v int); insert into other values (1);
+             select migrator.register_upgrade('other', 'one', set => '{"v": "1"}')"#,
+        )
+        .await?;
+    let worker = watched.database.connect_as("postgres", "worker").await?;
+    worker.run("select * from migrator.step('other')").await?;
+    let batch = async move {
+        worker.run("set migrator.crash_at = 'step.written:wait'").await?;
+        worker.run("select * from migrator.step('other')").await?;
+        Ok(())
+    };
+    a_wait_for_a_worker(watched, batch, "update other set v = v".to_owned()).await
+}
+
+async fn a_wait_for_a_worker(
+    watched: &Watched,
+    batch: impl Future<Output = Result<()>> + Send + 'static,
+    waits: String,
+) -> Result<()> {
+    let session = &watched.session;
+    session.run("select pg_advisory_lock(7331)").await?;
+    let batch = tokio::spawn(batch);
     watched
         .until("select count(*) from pg_stat_activity where application_name = 'worker' and wait_event = 'advisory'")
         .await?;
     let waiter = watched.database.connect_as("postgres", "waiter").await?;
-    let lock = format!("begin; lock table {} in share mode; commit", other.rear().await?);
-    let waiting = tokio::spawn(async move { waiter.run(&lock).await });
+    let waiting = tokio::spawn(async move { waiter.run(&waits).await });
     watched
         .until("select count(*) from pg_stat_activity where application_name = 'waiter' and wait_event_type = 'Lock'")
         .await?;
     // The worker may hold what all share: then each looks for itself.
     let deadline = Instant::now() + change::PATIENCE;
     loop {
-        let advance = watched.look_unshared().await?;
+        let advance = watched.step().await?;
         if advance.reason.contains("wait for a lock of ours") {
             ensure!(!advance.wait.is_zero(), "who drives it has to rest: {advance:?}");
             break;
@@ -43,8 +82,18 @@ pub async fn sessions_and_disks_and_a_query_of_one_s_own(server: Server) -> Resu
     session.run("select pg_advisory_unlock(7331)").await?;
     batch.await??;
     waiting.await??;
-    watched.until_over("waiting_sessions").await?;
-    other.cancel().await?;
+    watched.until_over("waiting_sessions").await
+}
+
+async fn tell(cluster: &Cluster, watched: Watched) -> Result<()> {
+    let session = &watched.session;
+    watched.until_over("replay_lag").await?;
+
+    if watched.upgrades() {
+        a_wait_for_a_batch_of_rows(&watched).await?;
+    } else {
+        a_wait_for_the_copy(&watched).await?;
+    }
 
     // Sessions that wait for one another.
     watched.limit("'lock_waits', '1'").await?;
@@ -135,5 +184,14 @@ pub async fn sessions_and_disks_and_a_query_of_one_s_own(server: Server) -> Resu
     ensure!(session.number("select count(*) from gone").await? == 1, "the query wrote");
     session.run("drop view gauge; alter table gone rename to gauge").await?;
     watched.until_over("own_query").await?;
+
+    // A check that somebody asks by HTTP: it holds until it says yes, or until nobody says anything.
+    session.run("select migrator.report_check('https://status.example/ready', 'it answered 503')").await?;
+    watched.until_raised("http_check", "hold", "https://status.example/ready says no: it answered 503").await?;
+    session.run("select migrator.report_check('https://status.example/ready')").await?;
+    watched.until_over("http_check").await?;
+    session.run("select migrator.report_check('https://status.example/ready', 'no', stands => '300 ms')").await?;
+    watched.until_raised("http_check", "hold", "says no: no").await?;
+    watched.until_over("http_check").await?;
     watched.end().await
 }

@@ -2,9 +2,10 @@
 
 use crate::watched::Watched;
 use migrator_tests::*;
+use std::sync::Arc;
 
-pub async fn wal_that_cannot_go_and_vacuums(server: Server) -> Result<()> {
-    let cluster = server
+async fn cluster(server: Server) -> Result<Arc<Cluster>> {
+    server
         .cluster(&[
             ("archive_mode", "on"),
             ("archive_command", "true"),
@@ -16,8 +17,18 @@ pub async fn wal_that_cannot_go_and_vacuums(server: Server) -> Result<()> {
             ("autovacuum_vacuum_cost_delay", "100"),
             ("autovacuum_vacuum_cost_limit", "1"),
         ])
-        .await?;
-    let watched = Watched::of(&cluster).await?;
+        .await
+}
+
+pub async fn wal_that_cannot_go_and_vacuums(server: Server) -> Result<()> {
+    tell(Watched::of(&cluster(server).await?).await?).await
+}
+
+pub async fn wal_and_vacuums_while_rows_are_upgraded(server: Server) -> Result<()> {
+    tell(Watched::of_upgrades(&cluster(server).await?).await?).await
+}
+
+async fn tell(watched: Watched) -> Result<()> {
     let session = &watched.session;
     const WRITE: &str =
         "create table written as select repeat('x', 100) from generate_series(1, 10000); drop table written";

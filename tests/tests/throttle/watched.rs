@@ -1,4 +1,4 @@
-//! A change whose copy never ends by itself, and what its drivers and its status say of the server's load.
+//! Work that never ends by itself, a copy or a sweep of upgrades, and what its drivers and its status say of the server's load.
 
 use migrator_tests::change::Advance;
 use migrator_tests::left_behind::nothing_left_behind;
@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
-/// A copy under way, of many blocks, one block a batch: it is never over, and never waits but for what is provoked.
+/// Work under way in many batches, a block or a row each: it is never over, and never waits but for what is provoked.
 pub struct Watched {
     pub database: Database,
     /// Drives it.
     pub driver: Session,
     /// Does everything else.
     pub session: Session,
-    change: Change,
+    /// The change; without one, upgrades of the table's rows.
+    change: Option<Change>,
 }
 
 /// A row a block.
@@ -30,7 +31,27 @@ impl Watched {
         let change = Change::create(&database, "public.busy", "alter column id type bigint").await?;
         change.until(|advance| advance.state == "copying").await?;
         let driver = change.session().await?;
-        Ok(Watched { database, driver, session, change })
+        Ok(Watched { database, driver, session, change: Some(change) })
+    }
+
+    /// The same where rows are upgraded.
+    pub async fn of_upgrades(cluster: &Arc<Cluster>) -> Result<Watched> {
+        let database = Database::create(cluster, true).await?;
+        let session = database.connect().await?;
+        session.run(TABLE).await?;
+        session.run("alter table busy add column length int").await?;
+        session.run(r#"select migrator.register_upgrade('busy', 'length', set => '{"length": "length(v)"}', batch_size => 1)"#).await?;
+        let driver = database.connect_as("postgres", "test:upgrade").await?;
+        let watched = Watched { database, driver, session, change: None };
+        let deadline = Instant::now() + change::PATIENCE;
+        while watched.step().await?.rows == 0 {
+            ensure!(Instant::now() < deadline, "the sweep does not begin");
+        }
+        Ok(watched)
+    }
+
+    pub fn upgrades(&self) -> bool {
+        self.change.is_none()
     }
 
     /// One step after a new look at the server.
@@ -38,14 +59,28 @@ impl Watched {
         self.session
             .run("update migrator.chunk set batch_blocks = 1; update migrator.load set sampled_at = '-infinity'")
             .await?;
-        let advance = self.change.advance(&self.driver).await?;
-        ensure!(advance.state == "copying", "the copy is over, and nothing can be seen any more: {advance:?}");
+        let advance = self.step().await?;
+        let under_way = ["copying", "upgrading", "waiting"].contains(&advance.state.as_str());
+        ensure!(under_way, "it is over, and nothing can be seen any more: {advance:?}");
         Ok(advance)
     }
 
     /// The same where somebody else may hold what all share: each session then looks once a second.
-    pub async fn look_unshared(&self) -> Result<Advance> {
-        Ok(self.change.advance(&self.driver).await?)
+    pub async fn step(&self) -> Result<Advance> {
+        if let Some(change) = &self.change {
+            return Ok(change.advance(&self.driver).await?);
+        }
+        let sql = "select state, rows, done, wait_ms, reason, statement from migrator.step('busy')";
+        let row = self.driver.row(sql).await?;
+        Ok(Advance {
+            state: row[0].clone(),
+            step: if row[0] == "waiting" { "wait" } else { "batch" }.to_owned(),
+            rows: row[1].parse()?,
+            done: row[2] == "t",
+            wait: Duration::from_millis(row[3].parse()?),
+            reason: row[4].clone(),
+            statement: row[5].clone(),
+        })
     }
 
     /// Looks until the change is held, or slowed down, for this reason, and says so everywhere.
@@ -64,7 +99,9 @@ impl Watched {
                 ensure!(!seen[2].is_empty() && !seen[3].is_empty(), "since when, and what helps? {seen:?}");
                 ensure!(advance.reason.contains(words), "{signal}: who drives it does not hear why: {advance:?}");
                 let held = advance.step == "wait" && advance.rows == 0;
-                ensure!(held == (verdict == "hold"), "{signal} is to {verdict}: {advance:?}");
+                // What leaves a dead row for each that it writes waits until somebody can remove them.
+                let holds = verdict == "hold" || (signal == "snapshot_age" && self.upgrades());
+                ensure!(held == holds, "{signal} is to {verdict}: {advance:?}");
                 ensure!(!advance.wait.is_zero(), "{signal}: who drives it has to rest: {advance:?}");
                 let status = self.waits_for().await?;
                 ensure!(status.contains(words) && status.contains("(since "), "{signal}: the status says: {status}");
@@ -83,8 +120,9 @@ impl Watched {
             // It may be raised again by the next look: another table is vacuumed then.
             let (status, seen) = (self.waits_for().await?, self.signal(signal).await?);
             if advance.reason.is_empty() {
-                ensure!(advance.step == "copy" && advance.rows > 0, "{signal} is over, and yet: {advance:?}");
-                let quiet = status == "the agent, or call migrator.prepare";
+                ensure!(advance.step != "wait" && advance.rows > 0, "{signal} is over, and yet: {advance:?}");
+                let quiet = ["the agent, or call migrator.prepare", "the agent, or call migrator.run_upgrades"]
+                    .contains(&status.as_str());
                 if quiet && seen[0] == "go" && seen[1].is_empty() {
                     return Ok(());
                 }
@@ -100,8 +138,14 @@ impl Watched {
     }
 
     pub async fn waits_for(&self) -> Result<String> {
-        let sql = format!("select waits_for from migrator.status where change = {}", self.change.id);
-        Ok(self.session.value(&sql).await?)
+        Ok(match &self.change {
+            Some(change) => {
+                self.session
+                    .value(&format!("select waits_for from migrator.status where change = {}", change.id))
+                    .await?
+            }
+            None => self.session.value("select waits_for from migrator.upgrades").await?,
+        })
     }
 
     pub async fn limit(&self, arguments: &str) -> Result<()> {
@@ -154,8 +198,25 @@ impl Watched {
         Ok(tasks)
     }
 
+    /// Every hold left one line where it began and one where it ended, however many steps it held.
+    async fn holds_are_logged(&self) -> Result<()> {
+        let log = if self.upgrades() { "upgrade_events" } else { "events" };
+        let sql = format!("select kind, message from migrator.{log} where kind in ('held', 'released') order by id");
+        let log = self.session.rows(&sql).await?;
+        ensure!(!log.is_empty() && log.len() % 2 == 0, "{log:?}");
+        for pair in log.chunks(2) {
+            let kinds: Vec<&str> = pair.iter().filter_map(|line| line[0].as_deref()).collect();
+            ensure!(kinds == ["held", "released"], "{pair:?} of {log:?}");
+            let words: Vec<&str> = pair.iter().filter_map(|line| line[1].as_deref()).collect();
+            ensure!(words[0].starts_with("held by the load") && words[1].starts_with("goes on after"), "{words:?}");
+        }
+        Ok(())
+    }
+
     pub async fn end(self) -> Result<()> {
-        self.change.cancel().await?;
+        self.holds_are_logged().await?;
+        let Some(change) = &self.change else { return Ok(()) };
+        change.cancel().await?;
         nothing_left_behind(&self.database).await
     }
 }

@@ -1,15 +1,15 @@
 //! `migrator upgrade run` and `verify`: a table's upgrades in the foreground.
 
 use super::select::{Pick, Picked};
-use super::shown;
+use super::{order, shown};
 use crate::cli::Outcome;
 use crate::cli::context::Context;
 use crate::cli::output::{self, Output};
-use crate::cli::progress::Progress;
+use crate::cli::progress::{Look, Progress};
 use crate::cli::run::default_jobs;
 use crate::db::Limits;
-use crate::engine::{End, UpgradeGoal, Upgrades, interruptible};
-use crate::store::{Upgrade, UpgradeFilter, UpgradeOrder, UpgradeStep};
+use crate::engine::{Changes, End, Goal, UpgradeGoal, Upgrades, interruptible};
+use crate::store::{Selector, Upgrade, UpgradeFilter, UpgradeOrder, UpgradeStep, pick};
 use anyhow::bail;
 use clap::Args;
 use serde_json::json;
@@ -18,7 +18,8 @@ use std::time::Instant;
 /// Bring all rows of a table up, in batches over several connections
 ///
 /// Stop it or kill it at any time and run it again: each row is upgraded once. A paused table is waited for. Exit status 1
-/// when something is left that only people or application code can do: rows set aside, a blocked upgrade.
+/// when something is left that only people or application code can do: rows set aside, a blocked upgrade. Where an upgrade
+/// is done by writing the table anew (strategy rewrite), that change is driven first, until it has swapped.
 ///
 /// Example: migrator upgrade run article --workers 4
 #[derive(Debug, Args)]
@@ -50,6 +51,9 @@ pub struct Verify {
     /// Connections for batches
     #[arg(long, visible_alias = "jobs", value_name = "N")]
     workers: Option<usize>,
+    /// Show for which upgrades that would be; write nothing
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     pub(super) output: Output,
 }
@@ -76,6 +80,10 @@ impl Verify {
     pub(super) async fn run(self, context: Context) -> anyhow::Result<Outcome> {
         let store = context.store("upgrade", Limits::Work).await?;
         let picked = self.pick.picked(&store).await?;
+        if self.dry_run {
+            order::foresee(&picked, "would have every row looked at again", &self.output);
+            return Ok(Outcome::Done);
+        }
         let call = store.upgrade_order(UpgradeOrder::Verify, picked.table);
         interruptible(&context.signals, &store, call).await?;
         drop(store);
@@ -104,8 +112,14 @@ async fn to_the_end(
     output: &Output,
 ) -> anyhow::Result<Outcome> {
     let workers = workers.or(context.jobs).unwrap_or_else(default_jobs).max(1);
+    let mut table = picked.table;
+    for change in picked.upgrades.iter().filter_map(|upgrade| upgrade.change) {
+        through_change(context, &picked.relation, change, workers, output).await?;
+        // The application uses another table now, under the same name.
+        table = context.store("look", Limits::Short).await?.table(&picked.relation).await?;
+    }
     let mut progress = Progress::new(output.json || context.quiet, &context.log);
-    let goal = UpgradeGoal::Table { table: picked.table, name: name.clone() };
+    let goal = UpgradeGoal::Table { table, name: name.clone() };
     let end = Upgrades::drive(context.target.clone(), goal, workers, context.signals.clone())
         .run(|upgrades, reason| {
             if let Some(look) = shown::looked(upgrades, reason) {
@@ -123,9 +137,42 @@ async fn to_the_end(
         ),
     };
     let store = context.store("look", Limits::Short).await?;
-    let filter = UpgradeFilter { table: Some(picked.table), name: name.as_deref() };
+    let filter = UpgradeFilter { table: Some(table), name: name.as_deref() };
     let now = store.upgrades(filter).await?;
     Ok(conclude(&picked.relation, &now, &step, output.json))
+}
+
+/// Drives the change that writes the table anew for an upgrade, to its end: it swaps by itself.
+async fn through_change(
+    context: &Context,
+    relation: &str,
+    change: i64,
+    workers: usize,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let mut progress = Progress::new(output.json || context.quiet, &context.log);
+    let end = Changes::drive(context.target.clone(), Goal::Change(change), workers, context.signals.clone())
+        .run(|changes, reason| {
+            if let Some(change) = changes.first() {
+                progress.show(Look::at_change(change, reason), Instant::now());
+            }
+        })
+        .await;
+    progress.end();
+    match end {
+        End::Failed(unfit) => return Err(unfit.into()),
+        End::Interrupted => {
+            bail!("interrupted; nothing is lost: go on with `migrator upgrade run {relation}`, or leave it to an agent")
+        }
+        End::Done(_) => {}
+    }
+    let store = context.store("look", Limits::Short).await?;
+    let now = pick(&store.changes(true).await?, &Selector::Change(change))?.clone();
+    if !output.json {
+        let next = output::or_dash(now.next_step.as_deref());
+        output::line(&format!("change {change}, which wrote {relation} anew, is {}; next: {next}", now.state));
+    }
+    Ok(())
 }
 
 fn conclude(relation: &str, now: &[Upgrade], step: &UpgradeStep, json: bool) -> Outcome {

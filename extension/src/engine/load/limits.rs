@@ -29,13 +29,18 @@ pub fn set(
     ignoring: Vec<String>,
 ) -> Result<(String, String), Failure> {
     let signal = Signal::parse(signal).ok_or_else(|| unknown(signal))?;
+    if signal == Signal::HttpCheck && enter.is_some_and(|enter| enter != "off") {
+        return Err(invalid("signal http_check has no threshold".to_owned())
+            .detail("The check itself says yes or no.")
+            .hint("Not to watch it: select migrator.set_limit('http_check', 'off');"));
+    }
     if leave.is_some() && !signal.has_leave() {
         return Err(invalid(format!("signal {} has no threshold to leave at", signal.as_str()))
             .detail("It is over as soon as what raised it is.")
             .hint("Leave that argument out."));
     }
     let usual = signal.default_limit();
-    let off = enter == Some("off");
+    let off = enter.map_or(usual.off, |enter| enter == "off");
     let (from, until) = match enter {
         Some(enter) if !off => {
             let enter = parse(signal, enter)?;
@@ -98,6 +103,7 @@ fn parse(signal: Signal, text: &str) -> Result<f64, Failure> {
         .ok()
         .map(|found| found.value)
         .filter(|value| value.is_finite() && (*value >= 0.0 || signal == Signal::OwnQuery))
+        .filter(|value| *value >= 1.0 || signal != Signal::WalRate)
         .ok_or_else(|| {
             invalid(format!("the threshold \"{text}\" of signal {} is not {what}", signal.as_str()))
                 .hint(format!("For instance: select migrator.set_limit('{}', '{example}');", signal.as_str()))

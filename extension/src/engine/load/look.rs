@@ -1,6 +1,6 @@
 //! Reads the signals, each by itself: one that cannot be read takes no other with it, and is named.
 
-use super::{limits, own};
+use super::{checks, limits, own};
 use crate::catalog::attempt::attempt;
 use crate::catalog::{files, spi};
 use crate::raise;
@@ -116,6 +116,7 @@ fn see(memory: &mut Memory, before: &Decision, limits: &Limits) -> Result<Seen, 
         .map(|count| memory.checkpoints(count, at));
     seen.disks = looking.read(&[Signal::FreeDisk], disks);
     seen.own = looking.read(&[Signal::OwnQuery], own::ask).flatten();
+    seen.checks = looking.read(&[Signal::HttpCheck], checks::refusals);
     seen.unreadable = looking.unreadable;
     Ok(seen)
 }
@@ -208,12 +209,21 @@ const SYNCHRONOUS: &str =
 const SLOTS: &str = "select s.slot_name as name, s.active, s.wal_status, \
     pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::pg_catalog.int8 as bytes from pg_catalog.pg_replication_slots s";
 
-/// Sessions that work for us hold a lock on an object of ours.
+/// Sessions that hold a lock on an object of ours: those that work for us, and, in the weakest mode, those that wait for that.
+macro_rules! holding {
+    ($modes:literal) => {
+        concat!(
+            "(select m.pid from pg_catalog.pg_locks m where m.locktype = 'object' and m.granted and ",
+            $modes,
+            " and m.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) \
+            and m.classid in (select c.oid from pg_catalog.pg_class c where c.relnamespace = 'migrator'::pg_catalog.regnamespace))"
+        )
+    };
+}
+
 macro_rules! ours {
     () => {
-        "(select m.pid from pg_catalog.pg_locks m where m.locktype = 'object' and m.granted and m.mode <> 'AccessShareLock' \
-            and m.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()) \
-            and m.classid in (select c.oid from pg_catalog.pg_class c where c.relnamespace = 'migrator'::pg_catalog.regnamespace))"
+        holding!("m.mode <> 'AccessShareLock'")
     };
 }
 
@@ -232,23 +242,32 @@ const SESSIONS: &str = concat!(
 );
 
 /// Its TOAST table has a name that says nothing to people.
+///
+/// A VACUUM by a client, of a table whose upgrades asked for one (`step.statement`), is left out: batches made it necessary
+/// and wait for the room that it makes, so to go slow for it would only put both off. By what name its session goes, and with
+/// what program it was run, is all one. One that a DBA ran on such a table of his own accord is taken for it, which costs
+/// him no more than the batches' full pace beside it; an autovacuum never is.
 const VACUUMS: &str = "select p.relid::pg_catalog.int8 as table, coalesce(pg_catalog.format('%I.%I', n.nspname, c.relname), p.relid::text) as name, \
     coalesce(a.backend_type = 'autovacuum worker' and a.query like '%(to prevent wraparound)', false) as wraparound, \
     coalesce(extract(epoch from pg_catalog.clock_timestamp() - a.xact_start), 0)::pg_catalog.float8 as seconds \
     from pg_catalog.pg_stat_progress_vacuum p left join pg_catalog.pg_stat_activity a on a.pid = p.pid \
     left join pg_catalog.pg_class t on t.reltoastrelid = p.relid \
     left join pg_catalog.pg_class c on c.oid = coalesce(t.oid, p.relid) left join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
-    where p.datname = pg_catalog.current_database()";
+    where p.datname = pg_catalog.current_database() \
+      and not (coalesce(a.backend_type = 'client backend', false) and exists (select from migrator.upgraded u where u.vacuum_asked_at <= a.xact_start \
+        and (u.relation = c.oid or u.relation in (select g.relid from pg_catalog.pg_partition_ancestors(c.oid) g))))";
 
-/// Whoever has a transaction id or a snapshot keeps what is deleted since. VACUUM itself does not.
+/// Whoever has a transaction id or a snapshot keeps what is deleted since. VACUUM itself does not. Sessions that work for us,
+/// or wait for that (`ensure_upgraded`, `ensure_changed`), are left out while they are at it: to hold the work until who waits
+/// for its end has ended would be for ever. One that is idle in its transaction is not at it.
 const SNAPSHOT: &str = concat!(
     "select q.who, extract(epoch from pg_catalog.clock_timestamp() - q.since)::pg_catalog.float8 as seconds from ( \
         select pg_catalog.format('session %s (%s)', a.pid, coalesce(nullif(a.application_name, ''), a.usename)) as who, a.xact_start as since \
           from pg_catalog.pg_stat_activity a where a.datname = pg_catalog.current_database() and a.backend_type = 'client backend' \
            and (a.backend_xmin is not null or a.backend_xid is not null) and a.xact_start is not null and a.pid <> pg_catalog.pg_backend_pid() \
-           and a.pid not in (select v.pid from pg_catalog.pg_stat_progress_vacuum v) and a.pid not in ",
-    ours!(),
-    " union all select pg_catalog.format('prepared transaction %s', x.gid), x.prepared from pg_catalog.pg_prepared_xacts x \
+           and a.pid not in (select v.pid from pg_catalog.pg_stat_progress_vacuum v) and not (a.state = 'active' and a.pid in ",
+    holding!("true"),
+    ") union all select pg_catalog.format('prepared transaction %s', x.gid), x.prepared from pg_catalog.pg_prepared_xacts x \
          where x.database = pg_catalog.current_database()) q order by q.since limit 1"
 );
 

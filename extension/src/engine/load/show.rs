@@ -35,7 +35,7 @@ pub struct Row {
     pub remedy: Option<&'static str>,
 }
 
-/// All signals, for a role that may change one of the tables under way, or that is a member of pg_monitor; nothing for others.
+/// All signals, for a role that may change one of the tables under way or with upgrades, or that is a member of pg_monitor; nothing for others.
 pub fn rows(caller: pg_sys::Oid) -> Result<Vec<Row>, Failure> {
     #[derive(Deserialize)]
     struct Last {
@@ -51,7 +51,8 @@ pub fn rows(caller: pg_sys::Oid) -> Result<Vec<Row>, Failure> {
     }
     let last: Vec<Last> = spi::fetch_read_only(
         "select pg_catalog.pg_has_role($1, 'pg_monitor', 'usage') or exists (select from migrator.change c join pg_catalog.pg_class t on t.oid in (c.live, c.shadow) \
-            where c.state not in ('finished', 'cancelled') and pg_catalog.pg_has_role($1, t.relowner, 'usage')) as may, \
+            where c.state not in ('finished', 'cancelled') and pg_catalog.pg_has_role($1, t.relowner, 'usage')) \
+            or exists (select from migrator.upgraded u join pg_catalog.pg_class t on t.oid = u.relation where pg_catalog.pg_has_role($1, t.relowner, 'usage')) as may, \
            l.decision, case when pg_catalog.isfinite(l.sampled_at) then extract(epoch from l.sampled_at)::pg_catalog.float8 end as sampled_at \
          from migrator.load l",
         &[caller.into()],

@@ -32,6 +32,8 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
     let table = Relation::get(relation)?.name.plain();
     if drive {
         lock::driving(relation);
+    } else {
+        lock::awaiting(relation);
     }
     loop {
         let Some(last) = last(relation, name)? else {

@@ -10,6 +10,7 @@ mod select;
 pub use mark::{Answer, mark};
 pub use select::{Handed, select};
 
+use super::install;
 use super::keyset::Keyset;
 use super::table::{self, Registered, Upgraded};
 use crate::catalog::relation::Relation;
@@ -62,6 +63,17 @@ impl<'a> Desk<'a> {
     fn key(&self, name: &Value) -> Key {
         let text = |column: &str| name[column].as_str().unwrap_or_default().to_owned();
         self.table.key.iter().map(|column| text(column.as_str())).collect()
+    }
+
+    /// Refuses to work where writes escape the guard: what was handed out could be written over unseen, and a row would keep
+    /// the name of an upgrade that its values do not fit.
+    fn guarded(&self) -> Result<(), Failure> {
+        let Some(failure) = install::is_unguarded(self.table)? else { return Ok(()) };
+        let call = format!("select migrator.resume_upgrades({});", literal(&self.table.relation.name.plain()));
+        let hint = failure.hint.clone().unwrap_or_default();
+        Err(failure
+            .detail("No row is handed out or taken back until it is mended. Nothing was changed.")
+            .hint(format!("{hint} {call}").trim()))
     }
 
     /// Refuses an upgrade that is retired: rows lose its name.

@@ -27,7 +27,7 @@ pub fn register(request: &Request) -> Result<i64, Failure> {
     // Two who register at once take turns, and what is read from here on is what the other one has left.
     table::hold_new(&relation)?;
     let wish = register::understand(request)?;
-    let chosen = rewrite::choose(request, &wish)?;
+    let mut chosen = rewrite::choose(request, &wish)?;
     let relation = &wish.relation;
     spi::execute(
         "update migrator.upgraded u set column_added = u.column_added or $2, batch_size = coalesce($3, u.batch_size), \
@@ -46,7 +46,9 @@ pub fn register(request: &Request) -> Result<i64, Failure> {
     let what = format!("upgrade {} of table {} was not registered", request.name, relation.name.plain());
     apply(&upgraded, &what, wish.adds_column, request.view_name.as_deref())?;
     crash::point("register.installed");
-    if chosen.rewrite {
+    if chosen.rewrite && request.strategy == "auto" {
+        chosen = rewrite::begin_if_possible(&upgraded, request, id, chosen)?;
+    } else if chosen.rewrite {
         rewrite::begin(&upgraded, request, id)?;
     }
     if request.strategy == "auto" {

@@ -7,10 +7,11 @@
 use super::register::{Request, Wish};
 use super::table::Upgraded;
 use crate::catalog::attempt::attempt;
-use crate::catalog::spi;
+use crate::catalog::{role, spi};
 use crate::engine::shape::{self, Session, measure};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal, plain};
+use migrator_core::load::Unit;
 use migrator_core::state::State;
 use migrator_core::upgrade::COLUMN;
 use pgrx::pg_sys;
@@ -37,8 +38,10 @@ impl Chosen {
 
 /// Below so many bytes neither way takes long, and batches need nothing beside them.
 const SMALL: i64 = 64 << 20;
+/// Where fewer rows than this lack it, batches write less than a new table is.
+const MOST: f64 = 0.5;
 
-/// Chooses what was asked for, or by the table's size, its indexes and the room there is.
+/// Chooses what was asked for, or by the table's size, its indexes, the rows that lack it and the room there is.
 pub fn choose(request: &Request, wish: &Wish) -> Result<Chosen, Failure> {
     match request.strategy.as_str() {
         "rows" => return Ok(Chosen::rows("batches of rows were asked for")),
@@ -57,26 +60,59 @@ pub fn choose(request: &Request, wish: &Wish) -> Result<Chosen, Failure> {
     }
     let size = measure::Size::of(&wish.relation)?;
     let whole = size.table + size.indexes;
+    let text = |bytes: i64| Unit::Bytes.text(bytes as f64);
     if whole < SMALL {
-        return Ok(Chosen::rows(format!("the table has {whole} bytes, which batches write soon")));
+        return Ok(Chosen::rows(format!("table and indexes are less than {}, which batches write soon", text(SMALL))));
     }
-    if let Some(why) = obstacle(request, wish)? {
-        return Ok(Chosen::rows(format!("a rewrite is not possible: {why}")));
+    let (share, seen) =
+        if wish.adds_column { (1.0, "all rows lack it".to_owned()) } else { lacking(request, wish, size.blocks)? };
+    if share < MOST {
+        return Ok(Chosen::rows(format!("{seen}, and batches write only those")));
     }
-    // The new table and its indexes, and as much WAL again.
+    // The new table and its indexes, and as much WAL again; and half of what is free stays so.
     let needed = whole * 2;
     match measure::free(&wish.relation)?.0 {
-        Some(free) if free > needed * 2 => Ok(Chosen {
-            rewrite: true,
-            why: format!(
-                "all rows lack it; written anew, {whole} bytes of table and indexes are written once and in order, where batches would write each row and its index entries by themselves; {free} bytes of disk are free"
-            ),
-        }),
-        Some(free) => {
-            Ok(Chosen::rows(format!("a rewrite would need {needed} bytes of disk and leave little of {free}")))
+        Some(free) if free > needed * 2 => {}
+        Some(_) => {
+            let why = format!(
+                "{seen}, but written anew the table would take more than half of the free disk: {}",
+                text(needed)
+            );
+            return Ok(Chosen::rows(why));
         }
-        None => Ok(Chosen::rows("how much disk is free cannot be told")),
+        None => return Ok(Chosen::rows("how much disk is free cannot be told")),
     }
+    if let Some(why) = obstacle(request, wish)? {
+        return Ok(Chosen::rows(format!("{seen}, but a rewrite is not possible: {why}")));
+    }
+    Ok(Chosen {
+        rewrite: true,
+        why: format!(
+            "{seen}, and the disk has room: table and indexes are written once and in order, where batches would write each row and its index entries by themselves"
+        ),
+    })
+}
+
+/// Which part of the rows lacks the name, by a sample, and that in words.
+fn lacking(request: &Request, wish: &Wish, blocks: u64) -> Result<(f64, String), Failure> {
+    #[derive(Deserialize)]
+    struct Counts {
+        rows: i64,
+        lacking: i64,
+    }
+    // Some thousand blocks, wherever they are. Always the same ones: who explains it first sees what is chosen.
+    let percent = (100.0 * 1000.0 / blocks.max(1) as f64).min(100.0);
+    let sql = format!(
+        "select count(*) as rows, count(*) filter (where not {}) as lacking from only {} tablesample system ({percent}) repeatable (1)",
+        has(&request.name),
+        wish.relation.name
+    );
+    let counts: Counts = role::as_owner(wish.relation.owner(), &[], || spi::fetch_one(&sql, &[]))?;
+    if counts.rows == 0 {
+        return Ok((0.0, "no rows were seen in a sample".to_owned()));
+    }
+    let share = counts.lacking as f64 / counts.rows as f64;
+    Ok((share, format!("{:.0} % of the rows lack it, by a sample of {}", share * 100.0, counts.rows)))
 }
 
 fn obstacle(request: &Request, wish: &Wish) -> Result<Option<String>, Failure> {
@@ -89,20 +125,26 @@ fn obstacle(request: &Request, wish: &Wish) -> Result<Option<String>, Failure> {
     if wish.relation.kind != "r" {
         return Ok(Some("the table is partitioned".to_owned()));
     }
-    let marked = wish.adds_column;
-    if marked {
-        // The column is not there yet; the rest of a change is tried with what there is.
-        return Ok(None);
-    }
-    match attempt(|| shape::explain(&change(request, wish.relation.oid))) {
+    // Tried, and undone. Where the column is not there yet, without the marks: the expressions and what hangs on the table are
+    // what a change stumbles over.
+    match attempt(|| shape::explain(&change(request, wish.relation.oid, !wish.adds_column))) {
         Ok(_) => Ok(None),
         Err(failure) => Ok(Some(failure.message)),
     }
 }
 
+/// Begins the change of a rewrite that was chosen, and not asked for: where it cannot be begun, rows are upgraded in batches, and
+/// it is said why.
+pub fn begin_if_possible(table: &Upgraded, request: &Request, upgrade: i64, chosen: Chosen) -> Result<Chosen, Failure> {
+    match attempt(|| begin(table, request, upgrade)) {
+        Ok(()) => Ok(chosen),
+        Err(failure) => Ok(Chosen::rows(format!("a rewrite is not possible: {}", failure.message))),
+    }
+}
+
 /// Begins the change, after the guard was put there.
 pub fn begin(table: &Upgraded, request: &Request, upgrade: i64) -> Result<(), Failure> {
-    let id = shape::create_shadow(&change(request, table.relation.oid))?;
+    let id = shape::create_shadow(&change(request, table.relation.oid, true))?;
     spi::execute(
         "update migrator.upgrade set strategy = 'rewrite', change = $2 where id = $1",
         &[upgrade.into(), id.into()],
@@ -110,23 +152,34 @@ pub fn begin(table: &Upgraded, request: &Request, upgrade: i64) -> Result<(), Fa
     .map(|_| ())
 }
 
-/// The change: rows that have the name keep what they have.
-fn change(request: &Request, relation: u32) -> shape::Request {
+/// Whether a row has the name.
+pub fn has(name: &str) -> String {
+    format!(
+        "coalesce({} operator(pg_catalog.@>) array[{}]::pg_catalog.text[], false)",
+        Ident::from(COLUMN),
+        literal(name)
+    )
+}
+
+/// The change: rows that have the name keep what they have. `marked`: the table has the column of names.
+fn change(request: &Request, relation: u32, marked: bool) -> shape::Request {
     let marks = Ident::from(COLUMN);
     let name = literal(&request.name);
-    let has = format!("coalesce({marks} operator(pg_catalog.@>) array[{name}]::pg_catalog.text[], false)");
+    let has = if marked { has(&request.name) } else { "false".to_owned() };
     let mut transform = Map::new();
     for (column, expression) in request.set.as_ref().and_then(Value::as_object).into_iter().flatten() {
         let expression = expression.as_str().unwrap_or_default();
         let column_name = Ident::new(column.as_str());
         transform.insert(column.clone(), json!(format!("case when {has} then {column_name} else ({expression}) end")));
     }
-    transform.insert(
-        COLUMN.to_owned(),
-        json!(format!(
-            "case when {has} then {marks} else pg_catalog.array_append(coalesce({marks}, '{{}}'), {name}::pg_catalog.text) end"
-        )),
-    );
+    if marked {
+        transform.insert(
+            COLUMN.to_owned(),
+            json!(format!(
+                "case when {has} then {marks} else pg_catalog.array_append(coalesce({marks}, '{{}}'), {name}::pg_catalog.text) end"
+            )),
+        );
+    }
     shape::Request {
         relation,
         actions: None,

@@ -32,13 +32,27 @@ pub struct Step {
     pub done: bool,
     pub wait_ms: i32,
     pub reason: Option<String>,
+    /// The server's load is why nothing was done.
+    pub held: bool,
     /// To be run outside a transaction before the next call.
     pub statement: Option<String>,
+    /// How long the sweep under way will take, in seconds, at the speed that it had so far.
+    pub eta: Option<f64>,
 }
 
 impl Step {
     fn new(state: &'static str) -> Self {
-        Self { state, rows: 0, failed: 0, done: false, wait_ms: 0, reason: None, statement: None }
+        Self {
+            state,
+            rows: 0,
+            failed: 0,
+            done: false,
+            wait_ms: 0,
+            reason: None,
+            held: false,
+            statement: None,
+            eta: None,
+        }
     }
 
     fn wait(state: &'static str, wait_ms: i32, reason: impl Into<String>) -> Self {
@@ -89,9 +103,18 @@ pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
     let verdict = load::verdict(|| load::work_on_rows(table.relation.oid))?;
     if let Verdict::Hold(reason) = verdict {
         note(table, Some(&reason))?;
-        return Ok(Step::wait("waiting", 1000, reason));
+        load::upgrades_held(table, Some(&reason))?;
+        return Ok(Step { held: true, ..Step::wait("waiting", 1000, reason) });
     }
+    load::upgrades_held(table, None)?;
     let factor = if let Verdict::Slow(factor, _) = &verdict { *factor } else { 1 };
+    let pace = if table.state.sweep_kind.is_some() { load::pace::in_force()? } else { None };
+    if let Some((pace, rest_ms)) = pace.as_ref().and_then(|pace| Some((pace, pace.rest_ms()?))) {
+        let reason = pace.reason();
+        note(table, Some(&reason))?;
+        return Ok(Step { held: true, ..Step::wait("waiting", rest_ms, reason) });
+    }
+    let meter = Meter::start();
     let mut step = match kind(table) {
         Some(_) if table.state.sweep_generation != Some(table.state.generation) => begin(table, Kind::Upgrade)?,
         Some(kind) => work(table, kind, worker, factor)?,
@@ -104,8 +127,37 @@ pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
     if factor > 1 && step.wait_ms == 0 && !step.done {
         step.wait_ms = load::rest_ms(factor);
     }
-    note(table, step.reason.as_deref().filter(|_| step.wait_ms > 0 && !step.done))?;
+    let paced = pace.as_ref().map(load::pace::Pace::reason);
+    if let Some(pace) = pace.filter(|_| step.rows > 0 && !step.done) {
+        let pace = pace.put_down(meter.bytes())?;
+        if let Some(rest_ms) = pace.rest_ms() {
+            step.wait_ms = step.wait_ms.max(rest_ms);
+            step.reason.get_or_insert(pace.reason());
+        }
+    }
+    // The same words while it rests and while it works, so that the row is written once and not at each turn.
+    let why = step.reason.as_ref().filter(|_| step.wait_ms > 0).or(paced.as_ref()).filter(|_| !step.done);
+    note(table, why.map(String::as_str))?;
+    step.eta = eta(table, &step)?;
     Ok(step)
+}
+
+/// As migrator.upgrades reckons it.
+fn eta(table: &Upgraded, step: &Step) -> Result<Option<f64>, Failure> {
+    #[derive(Deserialize)]
+    struct Eta {
+        seconds: Option<f64>,
+    }
+    if step.rows == 0 || step.done {
+        return Ok(None);
+    }
+    let eta: Option<Eta> = spi::fetch_optional(
+        "select greatest(0, u.rows_total - k.passed) * extract(epoch from pg_catalog.clock_timestamp() - u.sweep_began)::pg_catalog.float8 / nullif(k.passed, 0) as seconds \
+         from migrator.upgraded u, lateral (select sum(x.rows)::pg_catalog.float8 as passed from migrator.sweep_chunk x where x.relation = u.relation and x.sweep = u.sweep) k \
+         where u.relation = $1 and u.sweep_kind is not null and u.rows_total > 0",
+        &[pg_sys::Oid::from(table.relation.oid).into()],
+    )?;
+    Ok(eta.and_then(|eta| eta.seconds))
 }
 
 fn kind(table: &Upgraded) -> Option<Kind> {
@@ -430,7 +482,7 @@ fn vacuum(table: &Upgraded) -> Result<Option<String>, Failure> {
         return Ok(None);
     }
     let mine = spi::execute(
-        "update migrator.upgraded set rows_vacuumed = $2 where relation = $1 and $2 - rows_vacuumed >= $3 \
+        "update migrator.upgraded set rows_vacuumed = $2, vacuum_asked_at = pg_catalog.clock_timestamp() where relation = $1 and $2 - rows_vacuumed >= $3 \
          and relation in (select u.relation from migrator.upgraded u where u.relation = $1 for no key update skip locked)",
         &[pg_sys::Oid::from(table.relation.oid).into(), written.into(), enough.into()],
     )?;

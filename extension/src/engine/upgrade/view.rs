@@ -16,6 +16,8 @@ use serde::Deserialize;
 
 /// The column that lists what a row has not got.
 const PENDING: &str = "pending_upgrades";
+/// Whoever reads it needs the rights that he needs for the table.
+const OPTIONS: &str = if cfg!(feature = "pg14") { "" } else { " with (security_invoker = true)" };
 /// NAMEDATALEN - 1: what is longer would be cut off.
 const LONGEST: usize = 63;
 
@@ -26,25 +28,10 @@ pub fn make(
     definition: &Definition,
     wanted: Option<&str>,
 ) -> Result<(), Failure> {
-    let name = match (&upgraded.state.view_schema, &upgraded.state.view_name, wanted) {
-        (Some(schema), Some(name), None) => Name { schema: schema.clone(), name: name.clone() },
-        (Some(schema), Some(name), Some(wanted)) if name.as_str() == wanted => {
-            Name { schema: schema.clone(), name: name.clone() }
-        }
-        (Some(schema), Some(name), Some(_)) => {
-            let is = Name { schema: schema.clone(), name: name.clone() };
-            return Err(Failure::new(
-                code::DUPLICATE_OBJECT,
-                format!("table {} has its view already: {}", table.name.plain(), is.plain()),
-            )
-            .detail("Nothing was changed.")
-            .hint("Leave view_name out."));
-        }
-        _ => new_name(table, wanted)?,
-    };
+    let name = name(Some(upgraded), table, wanted)?;
     let existing = existing(&name)?;
     let select = select(table, definition, existing.as_deref())?;
-    let options = if cfg!(feature = "pg14") { "" } else { " with (security_invoker = true)" };
+    let options = OPTIONS;
     let replace = format!("create or replace view {name}{options} as {select}");
     let made = attempt(|| spi::execute(&replace, &[]));
     match made {
@@ -69,6 +56,28 @@ pub fn make(
         &[pg_sys::Oid::from(table.oid).into(), name.schema.as_str().into(), name.name.as_str().into()],
     )?;
     Ok(())
+}
+
+/// The view's name: the one that it has, or a new one, which must be free.
+pub fn name(upgraded: Option<&Upgraded>, table: &Relation, wanted: Option<&str>) -> Result<Name, Failure> {
+    let (schema, name) = upgraded
+        .map_or((None, None), |upgraded| (upgraded.state.view_schema.as_ref(), upgraded.state.view_name.as_ref()));
+    Ok(match (schema, name, wanted) {
+        (Some(schema), Some(name), None) => Name { schema: schema.clone(), name: name.clone() },
+        (Some(schema), Some(name), Some(wanted)) if name.as_str() == wanted => {
+            Name { schema: schema.clone(), name: name.clone() }
+        }
+        (Some(schema), Some(name), Some(_)) => {
+            let is = Name { schema: schema.clone(), name: name.clone() };
+            return Err(Failure::new(
+                code::DUPLICATE_OBJECT,
+                format!("table {} has its view already: {}", table.name.plain(), is.plain()),
+            )
+            .detail("Nothing was changed.")
+            .hint("Leave view_name out."));
+        }
+        _ => new_name(table, wanted)?,
+    })
 }
 
 /// Takes the view out of the way of the column; `make` puts it back. What depends on it keeps the column from being dropped.

@@ -6,6 +6,7 @@
 use super::{Desk, Key};
 use crate::catalog::attempt::attempt;
 use crate::catalog::definition::{self, Column};
+use crate::catalog::lock;
 use crate::crash;
 use crate::guard;
 use migrator_core::failure::{Failure, code};
@@ -79,6 +80,8 @@ const TOLD: &str = "P0001";
 /// Takes back rows: a JSON object, or an array of them, as text. An answer for each, in their order.
 pub fn mark(desk: &Desk<'_>, rows: &str) -> Result<Vec<Answer>, Failure> {
     desk.live()?;
+    desk.guarded()?;
+    lock::upgrading(desk.table.relation.oid);
     let rows = if rows.starts_with('{') { format!("[{rows}]") } else { rows.to_owned() };
     if !rows.starts_with('[') {
         return Err(malformed("rows is neither an object nor an array of objects"));
@@ -282,9 +285,10 @@ fn halve(
             Ok(())
         }
         Err(failure) => {
-            let of_a_row = sqlstate::belongs_to_row(&failure.code)
-                || [PREVENTED, code::LOCK_NOT_AVAILABLE].contains(&failure.code.as_ref());
-            if !of_a_row {
+            // As in a batch: a row's is what is neither the moment's nor the program's. A value that the server has no room for
+            // (54000) and the SQLSTATE of a user's own trigger are met by that row only.
+            let others = sqlstate::belongs_to_moment(&failure.code) || sqlstate::belongs_to_program(&failure.code);
+            if others && failure.code != code::LOCK_NOT_AVAILABLE {
                 return Err(failure);
             }
             if places.len() > 1 {

@@ -5,11 +5,13 @@
 //! No row is locked: that its inputs are still the same is looked at when it comes back.
 
 use super::{Desk, Key};
-use crate::catalog::definition;
-use crate::catalog::spi;
+use crate::catalog::{definition, lock, spi};
 use crate::crash;
+use crate::engine::load;
+use migrator_core::batch;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal, plain};
+use migrator_core::load::Verdict;
 use migrator_core::upgrade::sweep::Range;
 use pgrx::prelude::*;
 use pgrx::{JsonB, pg_sys};
@@ -60,6 +62,8 @@ pub fn select(desk: &Desk<'_>, limit: i32, applied: bool, lease: Duration) -> Re
             .hint("It is how long a worker may take for all rows of a call; 30 seconds if it is left out."));
     }
     check(desk, applied)?;
+    let Some(limit) = as_the_load_allows(desk, limit)? else { return Ok(vec![]) };
+    lock::upgrading(desk.table.relation.oid);
     let lease_ms = i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
     let cursor = desk.cursor(lease_ms)?;
     // SAFETY: reads the clock.
@@ -108,10 +112,38 @@ pub fn select(desk: &Desk<'_>, limit: i32, applied: bool, lease: Duration) -> Re
     Ok(round.handed)
 }
 
+/// How many rows the server's load lets go out now; None: none, and the caller hears why. What is out can come back: its rows
+/// are written by one short statement, and to refuse it would only have the work done twice.
+fn as_the_load_allows(desk: &Desk<'_>, limit: i32) -> Result<Option<i32>, Failure> {
+    let reason = match load::verdict(|| load::work_on_rows(desk.table.relation.oid))? {
+        Verdict::Go => {
+            load::upgrades_held(desk.table, None)?;
+            return Ok(Some(limit));
+        }
+        Verdict::Slow(factor, _) => {
+            load::upgrades_held(desk.table, None)?;
+            return Ok(Some(batch::divided(limit, factor)));
+        }
+        Verdict::Hold(reason) => reason,
+    };
+    load::upgrades_held(desk.table, Some(&reason))?;
+    pgrx::notice!("no rows are handed out for now: {reason}. Call again in a second");
+    Ok(None)
+}
+
 /// Refuses what is not for application code to do, or not now.
 fn check(desk: &Desk<'_>, applied: bool) -> Result<(), Failure> {
     let table = desk.table.relation.name.plain();
     let name = &desk.registered.name;
+    desk.guarded()?;
+    if let Some(why) = &desk.table.state.blocked {
+        let hint = desk.table.state.blocked_hint.clone();
+        return Err(Failure::new(code::NOT_IN_STATE, format!("upgrades of table {table} are blocked: {why}"))
+            .detail("Rows that are handed out already can come back. Nothing was changed.")
+            .hint(hint.unwrap_or_else(|| {
+                format!("When that is mended: select migrator.resume_upgrades({});", literal(&table))
+            })));
+    }
     if desk.table.state.paused {
         return Err(Failure::new(code::NOT_IN_STATE, format!("upgrades of table {table} are paused"))
             .detail("Rows that are handed out already can come back. Nothing was changed.")
