@@ -27,6 +27,9 @@ pub fn follow(from: u32, to: u32) -> Result<(), Failure> {
 pub fn fits(live: &Relation, after: &[Column]) -> Result<(), Failure> {
     let Some(table) = Upgraded::find(live.oid)? else { return Ok(()) };
     let upgrades = table.registered()?;
+    if upgrades.is_empty() {
+        return Ok(());
+    }
     let named = upgrades
         .iter()
         .filter(|upgrade| upgrade.state != "retiring")
