@@ -88,7 +88,12 @@ fn drive(bouncer: &Arc<Bouncer>, stop: &Arc<AtomicBool>) -> JoinHandle<Result<()
     tokio::spawn(async move {
         let session = bouncer.connect().await?;
         while !stop.load(Ordering::Relaxed) {
-            let step = session.row("select state, wait_ms, reason from migrator.step('article', 'driver')").await?;
+            let step = match session.rows("select state, wait_ms, reason from migrator.step('article', 'driver')").await
+            {
+                Ok(rows) => rows.concat().into_iter().map(Option::unwrap_or_default).collect::<Vec<_>>(),
+                Err(error) if error.is_worth_retrying() => continue,
+                Err(error) => return Err(error.into()),
+            };
             ensure!(step[0] != "blocked", "{step:?}");
             tokio::time::sleep(Duration::from_millis(step[1].parse::<u64>()?.min(100))).await;
         }
@@ -225,7 +230,10 @@ async fn an_application_that_evolves(server: Server) -> Result<()> {
     said.extend(newest.stop().await?);
     stop.store(true, Ordering::Relaxed);
     driver.await??;
-    ensure!(session.number("select count(*) from article where applied_upgrades <> '{}'").await? == 0, "names are left");
+    ensure!(
+        session.number("select count(*) from article where applied_upgrades <> '{}'").await? == 0,
+        "names are left"
+    );
     ensure!(session.number(WRONG).await? == 0, "rows are wrong");
     nothing_is_lost(&session, said).await
 }
