@@ -105,7 +105,7 @@ async fn to_the_end(
 ) -> anyhow::Result<Outcome> {
     let workers = workers.or(context.jobs).unwrap_or_else(default_jobs).max(1);
     let mut progress = Progress::new(output.json || context.quiet, &context.log);
-    let goal = UpgradeGoal::Table { table: picked.table, name: name.clone() };
+    let goal = UpgradeGoal::Table { relation: picked.relation.clone(), name: name.clone() };
     let end = Upgrades::drive(context.target.clone(), goal, workers, context.signals.clone())
         .run(|upgrades, reason| {
             if let Some(look) = shown::looked(upgrades, reason) {
@@ -123,8 +123,8 @@ async fn to_the_end(
         ),
     };
     let store = context.store("look", Limits::Short).await?;
-    let filter = UpgradeFilter { table: Some(picked.table), name: name.as_deref() };
-    let now = store.upgrades(filter).await?;
+    let mut now = store.upgrades(UpgradeFilter { table: None, name: name.as_deref() }).await?;
+    now.retain(|upgrade| upgrade.relation == picked.relation);
     Ok(conclude(&picked.relation, &now, &step, output.json))
 }
 

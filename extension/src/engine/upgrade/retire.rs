@@ -21,6 +21,7 @@ use serde_json::json;
 /// An upgrade that is not complete is refused, for rows without it would never get it, unless `incomplete` says that this is
 /// meant: it was registered by mistake.
 pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static str, Failure> {
+    table.wait_alone()?;
     let upgrade = table.named(name)?;
     let relation = table.relation.name.plain();
     if upgrade.state == "retiring" {
@@ -122,6 +123,7 @@ pub fn clean(table: &Upgraded) -> Result<bool, Failure> {
     let retiring: Vec<Registered> =
         table.registered()?.into_iter().filter(|upgrade| upgrade.state == "retiring").collect();
     gone(table, &retiring)?;
+    crash::point("step.forgotten");
     let what = format!("retired names of table {} could not be forgotten", table.relation.name.plain());
     install::apply(table, &what, false, None)?;
     // Nothing was added that a sweep would have to bring to rows.

@@ -1,11 +1,12 @@
 //! A table with upgrades: which tables can have them, and what is known of one.
 
 use crate::catalog::definition::Column;
+use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
 use crate::engine::shape::keys;
 use migrator_core::failure::{Failure, code};
-use migrator_core::ident::{Ident, plain};
+use migrator_core::ident::{Ident, literal, plain};
 use migrator_core::upgrade::{Definition, Upgrade};
 use pgrx::pg_sys;
 use serde::Deserialize;
@@ -86,14 +87,40 @@ impl Upgraded {
         Ok(rows == 1)
     }
 
+    /// Waits for the table's row and takes it: before any lock on the table itself, under which its readers would wait for whoever
+    /// ends a sweep.
+    pub fn wait_alone(&self) -> Result<(), Failure> {
+        spi::execute(
+            "select from migrator.upgraded u where u.relation = $1 for no key update",
+            &[pg_sys::Oid::from(self.relation.oid).into()],
+        )
+        .map(|_| ())
+    }
+
     /// The same, or a refusal.
     pub fn get(oid: u32) -> Result<Upgraded, Failure> {
-        Self::find(oid)?.ok_or_else(|| {
-            let name = Relation::find(oid).ok().flatten().map_or(oid.to_string(), |relation| relation.name.plain());
-            Failure::new(code::UNDEFINED_OBJECT, format!("table {name} has no upgrades"))
-                .detail("Nothing was changed.")
-                .hint("select * from migrator.upgrades; lists what is registered; select migrator.register_upgrade(…) registers one.")
-        })
+        if let Some(table) = Self::find(oid)? {
+            return Ok(table);
+        }
+        let name = Relation::find(oid).ok().flatten().map_or(oid.to_string(), |relation| relation.name.plain());
+        if let Some(now) = exchanged_for(oid)? {
+            let now = Relation::get(now)?.name.plain();
+            return Err(Failure::new(code::SERIALIZATION, format!("{now} is another table since the call began"))
+                .detail(format!(
+                    "Its upgrades have moved on from {name} with a swap or a rollback. Nothing was changed."
+                ))
+                .hint(format!("Call it again for {}.", literal(&now))));
+        }
+        Err(Failure::new(code::UNDEFINED_OBJECT, format!("table {name} has no upgrades"))
+            .detail("Nothing was changed.")
+            .hint("select * from migrator.upgrades; lists what is registered; select migrator.register_upgrade(…) registers one."))
+    }
+
+    /// Holds the table, as a reader does, before anything that is noted of its upgrades is read or locked: an exchange holds the
+    /// table first too, and then moves all that to the other one. So whoever works on rows neither stands in its way with our
+    /// own rows while he waits for the table, nor goes on with a table that is not the application's any more.
+    pub fn hold(oid: u32) {
+        lock::relation(Wanted { relation: oid, mode: Mode::AccessShare });
     }
 
     /// The same for a caller who may change the table. `work` runs as the extension.
@@ -137,6 +164,21 @@ impl Upgraded {
     pub fn event(&self, kind: &str, message: &str, detail: Value) -> Result<(), Failure> {
         event(self.relation.oid, kind, message, detail)
     }
+}
+
+/// The table that took the place of this one in a change that is under way, if that one has upgrades.
+fn exchanged_for(oid: u32) -> Result<Option<u32>, Failure> {
+    #[derive(Deserialize)]
+    struct Other {
+        oid: u32,
+    }
+    let other: Option<Other> = spi::fetch_optional(
+        "select u.relation::pg_catalog.int8 as oid from migrator.change c join migrator.upgraded u \
+           on u.relation in (c.live, c.shadow) and $1 in (c.live, c.shadow) and u.relation <> $1 \
+         where c.state not in ('finished', 'cancelled') limit 1",
+        &[pg_sys::Oid::from(oid).into()],
+    )?;
+    Ok(other.map(|other| other.oid))
 }
 
 /// The table that a caller names, which cannot be NULL.
