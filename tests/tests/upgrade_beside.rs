@@ -1,7 +1,7 @@
 //! Upgrades of rows beside what else happens to a table while workers run: it is emptied, written anew, changed, replicated; and
 //! statements that are cancelled by people and by the clock.
 
-use migrator_tests::program::agent;
+use migrator_tests::program::{agent, postgresql, run};
 use migrator_tests::same_rows::fingerprint;
 use migrator_tests::upgrades::{Worker, states};
 use migrator_tests::*;
@@ -13,6 +13,7 @@ for_oldest_and_newest_server!(
     a_subscriber_that_compares_whole_rows,
     statements_that_are_cancelled,
     a_swap_beside_running_workers,
+    a_database_that_was_dumped_and_restored,
     a_worker_that_waits_for_the_table_holds_nothing_else,
 );
 
@@ -159,6 +160,38 @@ async fn statements_that_are_cancelled(server: Server) -> Result<()> {
     ensure!(states(&session, "counted").await? == "twice=complete", "{}", states(&session, "counted").await?);
     ensure!(session.number(WRONG).await? == 0, "rows were not upgraded exactly once");
     session.run(&format!("alter table counted owner to postgres; drop owned by {role}; drop role {role}")).await?;
+    Ok(())
+}
+
+/// What is registered names tables by oid: writes go on to be guarded, and doctor says how the rest finds its table again.
+async fn a_database_that_was_dumped_and_restored(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    // In the other database the table gets another oid.
+    session
+        .run("create table before (); create table article (id int primary key, content text, size int); drop table before;
+              insert into article select g, g::text from generate_series(1, 500) g")
+        .await?;
+    session.run("select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}', batch_size => 100)").await?;
+    Worker::new(&database, "article", "w").await?.until(|step| step.rows > 0).await?;
+    let restored = Database::create(database.cluster(), false).await?;
+    let file = database.cluster().folder(&format!("dump-{}", database.name))?.join("dump");
+    run(postgresql(&database, "pg_dump").args(["-Fc", "-f"]).arg(&file)).await?.fine()?;
+    run(postgresql(&restored, "pg_restore").args(["--exit-on-error", "-d", &restored.name]).arg(&file)).await?.fine()?;
+    let session = restored.connect().await?;
+    session.run("insert into article (id, content) values (1000, 'abc')").await?;
+    ensure!(session.value("select size from article where id = 1000").await? == "3", "a write is not guarded");
+    ensure!(session.number("select count(*) from article__current where size is null").await? == 0, "the view");
+    let refusal = session.refusal("select * from migrator.step('article')").await?;
+    ensure!(refusal.code == "42704", "{refusal}");
+    let remedy = session.row("select subject, remedy from migrator.doctor() where severity = 'error'").await?;
+    ensure!(remedy[0] == "upgrades of public.article", "{remedy:?}");
+    session.run(&remedy[1]).await?;
+    ensure!(session.number("select count(*) from migrator.doctor() where severity = 'error'").await? == 0, "still");
+    let step = Worker::new(&restored, "article", "w").await?.run().await?;
+    ensure!(step.state == "complete", "{step:?}");
+    let wrong = "select count(*) from article where size is distinct from length(content) or applied_upgrades <> '{size}'";
+    ensure!(session.number(wrong).await? == 0, "rows are wrong");
     Ok(())
 }
 

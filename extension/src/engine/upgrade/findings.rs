@@ -20,4 +20,17 @@ union all select 'warning', pg_catalog.format('upgrades of %s', s.name), \
        (select max(k.lease_until) from migrator.sweep_chunk k where k.relation = s.relation)) as at) l on l.at < pg_catalog.clock_timestamp() - interval '1 hour' \
  where s.paused_at is null and s.blocked is null and (s.sweep_kind is not null or s.verified_at is null) \
    and exists (select from migrator.upgrade g where g.relation = s.relation and g.strategy = 'rows' \
-     and (g.state = 'retiring' or g.state = 'running' and g.kind <> 'application'))";
+     and (g.state = 'retiring' or g.state = 'running' and g.kind <> 'application')) \
+union all select 'error', pg_catalog.format('upgrades of %s', r.name), 'they are registered for an oid that the table does not have: it was restored from a dump', \
+       pg_catalog.format('update migrator.upgraded set relation = %L::pg_catalog.regclass where relation = %s;', r.name, r.was) \
+  from (select distinct pg_catalog.format('%I.%I', n.nspname, t.relname) as name, g.relation as was \
+          from pg_catalog.pg_trigger w join pg_catalog.pg_class t on t.oid = w.tgrelid join pg_catalog.pg_namespace n on n.oid = t.relnamespace \
+          cross join lateral pg_catalog.jsonb_array_elements(pg_catalog.convert_from(pg_catalog.substr(w.tgargs, 1, pg_catalog.length(w.tgargs) - 1), \
+               pg_catalog.getdatabaseencoding())::pg_catalog.jsonb -> 'upgrades') u \
+          join migrator.upgrade g on g.id = (u ->> 'id')::pg_catalog.int8 and g.relation <> t.oid \
+         where w.tgname = '~migrator_guard' and w.tgparentid = 0 and w.tgfoid = 'migrator._guard()'::pg_catalog.regprocedure \
+           and (pg_catalog.pg_has_role($1, t.relowner, 'usage') or pg_catalog.pg_has_role($1, 'pg_monitor', 'usage')) \
+           and not exists (select from pg_catalog.pg_trigger o where o.tgrelid = g.relation and o.tgname = w.tgname)) r \
+union all select 'info', pg_catalog.format('standby %s', coalesce(nullif(r.application_name, ''), r.client_addr::pg_catalog.text)), \
+       'while tables have upgrades, writes after a failover need the library there', 'Make sure that the extension''s files are installed on it.' \
+  from pg_catalog.pg_stat_replication r where exists (select from seen)";

@@ -8,6 +8,7 @@ use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
 use crate::crash;
+use crate::engine::sync::warn_of_standbys;
 use crate::guard::TRIGGER;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal, plain};
@@ -45,6 +46,7 @@ pub fn register(request: &Request) -> Result<i64, Failure> {
     let what = format!("upgrade {} of table {} was not registered", request.name, relation.name.plain());
     apply(&upgraded, &what, wish.adds_column, request.view_name.as_deref())?;
     crash::point("register.installed");
+    warn_of_standbys("While the table has upgrades")?;
     if chosen.rewrite {
         rewrite::begin(&upgraded, request, id)?;
     }
