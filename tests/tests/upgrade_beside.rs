@@ -8,6 +8,7 @@ use migrator_tests::*;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+for_newest_server!(a_standby_is_named);
 for_oldest_and_newest_server!(
     a_table_that_is_emptied_and_written_anew,
     a_subscriber_that_compares_whole_rows,
@@ -163,6 +164,21 @@ async fn statements_that_are_cancelled(server: Server) -> Result<()> {
     Ok(())
 }
 
+/// Whoever is promoted has to have the library; from here only the standby can be named.
+async fn a_standby_is_named(server: Server) -> Result<()> {
+    let cluster = server.cluster(&[]).await?;
+    let database = Database::create(&cluster, true).await?;
+    let session = database.connect().await?;
+    let standby = cluster.standby().await?;
+    session.run("create table article (id int primary key, content text, size int)").await?;
+    let named = "select count(*) from migrator.doctor() where severity = 'info' and subject like 'standby %'";
+    ensure!(session.number(named).await? == 0, "nothing needs the library yet");
+    session.run("select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}')").await?;
+    ensure!(session.number(named).await? == 1, "the standby is not named");
+    drop(standby);
+    Ok(())
+}
+
 /// What is registered names tables by oid: writes go on to be guarded, and doctor says how the rest finds its table again.
 async fn a_database_that_was_dumped_and_restored(server: Server) -> Result<()> {
     let database = server.database().await?;
@@ -172,12 +188,18 @@ async fn a_database_that_was_dumped_and_restored(server: Server) -> Result<()> {
         .run("create table before (); create table article (id int primary key, content text, size int); drop table before;
               insert into article select g, g::text from generate_series(1, 500) g")
         .await?;
-    session.run("select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}', batch_size => 100)").await?;
+    session
+        .run(
+            "select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}', batch_size => 100)",
+        )
+        .await?;
     Worker::new(&database, "article", "w").await?.until(|step| step.rows > 0).await?;
     let restored = Database::create(database.cluster(), false).await?;
     let file = database.cluster().folder(&format!("dump-{}", database.name))?.join("dump");
     run(postgresql(&database, "pg_dump").args(["-Fc", "-f"]).arg(&file)).await?.fine()?;
-    run(postgresql(&restored, "pg_restore").args(["--exit-on-error", "-d", &restored.name]).arg(&file)).await?.fine()?;
+    run(postgresql(&restored, "pg_restore").args(["--exit-on-error", "-d", &restored.name]).arg(&file))
+        .await?
+        .fine()?;
     let session = restored.connect().await?;
     session.run("insert into article (id, content) values (1000, 'abc')").await?;
     ensure!(session.value("select size from article where id = 1000").await? == "3", "a write is not guarded");
@@ -190,7 +212,8 @@ async fn a_database_that_was_dumped_and_restored(server: Server) -> Result<()> {
     ensure!(session.number("select count(*) from migrator.doctor() where severity = 'error'").await? == 0, "still");
     let step = Worker::new(&restored, "article", "w").await?.run().await?;
     ensure!(step.state == "complete", "{step:?}");
-    let wrong = "select count(*) from article where size is distinct from length(content) or applied_upgrades <> '{size}'";
+    let wrong =
+        "select count(*) from article where size is distinct from length(content) or applied_upgrades <> '{size}'";
     ensure!(session.number(wrong).await? == 0, "rows are wrong");
     Ok(())
 }
