@@ -4,6 +4,7 @@
 //! Nothing here knows how the engine works. It speaks SQL to the server and looks at what comes of it.
 
 pub mod application;
+pub mod bouncer;
 pub mod change;
 pub mod cluster;
 pub mod database;

@@ -1,14 +1,12 @@
 //! Applications behind PgBouncer, pooling sessions or transactions: a swap and its rollback pass them by.
 
-use migrator_tests::cluster::as_server_user;
+use migrator_tests::bouncer::Bouncer;
 use migrator_tests::left_behind::nothing_left_behind;
-use migrator_tests::program::{self, find};
+use migrator_tests::program;
 use migrator_tests::*;
-use std::net::TcpListener;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 for_oldest_and_newest_server!(clients_of_a_session_pool, clients_of_a_transaction_pool);
 
@@ -20,63 +18,16 @@ async fn clients_of_a_transaction_pool(server: Server) -> Result<()> {
     clients(server, "transaction").await
 }
 
-struct Bouncer {
-    child: tokio::process::Child,
-    port: u16,
-}
-
-async fn bouncer(database: &Database, mode: &str) -> Result<Option<Bouncer>> {
-    let Some(program) = find("pgbouncer") else {
-        story::skipped(&format!("pgbouncer {mode} on {}", database.major()), "pgbouncer is not installed");
-        return Ok(None);
-    };
-    let folder = database.cluster().folder(&format!("pgbouncer-{}", database.name))?;
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let conf = folder.join("pgbouncer.ini");
-    std::fs::write(
-        &conf,
-        format!(
-            "[databases]\n* = host={} port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-             unix_socket_dir =\nauth_type = any\npool_mode = {mode}\ndefault_pool_size = 5\nmax_client_conn = 50\n\
-             logfile = {folder}/log\npidfile = {folder}/pid\nignore_startup_parameters = extra_float_digits\n",
-            database.cluster().socket_folder().display(),
-            database.cluster().port,
-            folder = folder.display()
-        ),
-    )?;
-    let mut command = tokio::process::Command::from(as_server_user(&program));
-    let child = command
-        .arg(&conf)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
-    let bouncer = Bouncer { child, port };
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while let Err(error) = connect(&bouncer, database).await {
-        ensure!(Instant::now() < deadline, "pgbouncer does not answer: {error}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(Some(bouncer))
-}
-
-async fn connect(bouncer: &Bouncer, database: &Database) -> Result<Session, SqlError> {
-    let mut config = tokio_postgres::Config::new();
-    config.host("127.0.0.1").port(bouncer.port).user("postgres").password("any").dbname(&database.name);
-    Session::open_with(config).await
-}
-
 async fn clients(server: Server, mode: &'static str) -> Result<()> {
     let database = server.database().await?;
     let session = database.connect().await?;
     session.run("create table counted (id int primary key, n int not null); insert into counted select g, 0 from generate_series(1, 1000) g").await?;
-    let Some(mut bouncer) = bouncer(&database, mode).await? else { return Ok(()) };
+    let Some(bouncer) = Bouncer::start(&database, mode).await? else { return Ok(()) };
 
     let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut clients = Vec::new();
     for number in 0..4_i32 {
-        let client = connect(&bouncer, &database).await?;
+        let client = bouncer.connect().await?;
         let (stop, done) = (stop.clone(), done.clone());
         clients.push(tokio::spawn(async move {
             let prepared = match mode {
@@ -116,21 +67,20 @@ async fn clients(server: Server, mode: &'static str) -> Result<()> {
     }
     driver.stop().await?;
     change.finish().await?;
-    calls_of_ours(&bouncer, &database).await?;
+    calls_of_ours(&bouncer).await?;
     if mode == "session" {
         the_agent(&bouncer, &database).await?;
     }
     let sum = session.number("select sum(n) from counted").await?;
     ensure!(sum as u64 == done.load(Ordering::Relaxed), "{sum} updates are there of {}", done.load(Ordering::Relaxed));
     ensure!(sum > 20, "the clients hardly did anything");
-    bouncer.child.start_kill()?;
-    bouncer.child.wait().await?;
+    bouncer.stop().await?;
     nothing_left_behind(&database).await
 }
 
 /// A whole change, each of its calls through the pooler: in psql's manner, one statement at a time.
-async fn calls_of_ours(bouncer: &Bouncer, database: &Database) -> Result<()> {
-    let client = connect(bouncer, database).await?;
+async fn calls_of_ours(bouncer: &Bouncer) -> Result<()> {
+    let client = bouncer.connect().await?;
     let change = client.value("select migrator.create_shadow('public.counted', 'add column x text')").await?;
     let calls = [
         ("call migrator.prepare('public.counted')".to_owned(), "ready"),
@@ -160,8 +110,7 @@ async fn the_agent(bouncer: &Bouncer, database: &Database) -> Result<()> {
     ];
     for command in commands {
         let mut program = program::agent(database)?;
-        program.env("PGHOST", "127.0.0.1").env("PGPORT", bouncer.port.to_string()).env("PGPASSWORD", "any");
-        let outcome = program::run(program.env("PGUSER", "postgres").args(command)).await?;
+        let outcome = program::run(program.envs(bouncer.environment()).args(command)).await?;
         outcome.fine().with_context(|| format!("migrator {} through the pooler", command.join(" ")))?;
     }
     Ok(())

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+for_each_server!(each_row_once_whoever_dies);
 for_oldest_and_newest_server!(
-    each_row_once_whoever_dies,
+    a_registration_that_dies,
+    application_code_when_the_server_dies,
     a_worker_that_was_overtaken_cannot_commit,
     answers_that_are_lost,
 );
@@ -65,7 +67,7 @@ async fn each_row_once_whoever_dies(server: Server) -> Result<()> {
     lay_out(&database.connect().await?).await?;
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (1..3).map(|seed| tokio::spawn(write(database.clone(), seed, stop.clone()))).collect();
-    for point in ["step.claimed", "step.written", "step.done", "step.verified"] {
+    for point in ["step.claimed", "step.written", "step.done", "step.alone", "step.verified"] {
         for action in ["error", "kill"] {
             strike(&database, point, action).await?;
             cluster.wait_until_up().await?;
@@ -185,26 +187,122 @@ async fn a_worker_that_was_overtaken_cannot_commit(server: Server) -> Result<()>
     Ok(())
 }
 
-/// Whoever did not hear the answer of a commit calls again.
+/// Whoever did not hear the answer of a commit calls again: what is seen to be committed while its session is thrown away.
 async fn answers_that_are_lost(server: Server) -> Result<()> {
     let database = server.database().await?;
     let session = database.connect().await?;
     lay_out(&session).await?;
+    let marked = "select count(*) from counted where applied_upgrades @> '{twice}'";
     let mut lost = 0;
-    for _ in 0..40 {
+    let deadline = Instant::now() + change::PATIENCE;
+    while lost < 8 {
+        ensure!(Instant::now() < deadline, "no step writes rows");
+        let before = session.number(marked).await?;
         let worker = database.connect_as("postgres", "forgetful").await?;
+        worker.run("set migrator.lease = '300 ms'").await?;
         let pid = worker.pid;
         let step =
             tokio::spawn(async move { worker.rows("select done from migrator.step('counted', 'forgetful')").await });
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        // It is not asked what it heard. The first steps only begin the sweep.
+        while session.number(marked).await? == before && !step.is_finished() {
+            ensure!(Instant::now() < deadline, "a step does not end");
+        }
+        lost += i32::from(session.number(marked).await? > before);
+        step.abort();
         session.run(&format!("select pg_terminate_backend({pid})")).await?;
-        lost += i32::from(step.await?.is_err());
     }
-    ensure!(lost > 0, "no answer was lost");
     let mut worker = Worker::new(&database, "counted", "last").await?;
     worker.session().run("set migrator.lease = '300 ms'").await?;
     ensure!(worker.run().await?.state == "complete", "{}", states(&session, "counted").await?);
     let wrong = session.number(WRONG).await?;
+    ensure!(wrong == 0, "{wrong} rows were not upgraded exactly once");
+    Ok(())
+}
+
+/// An upgrade is registered, or it is not: neither its guard nor its column is there without it.
+async fn a_registration_that_dies(server: Server) -> Result<()> {
+    let cluster = server.cluster(&cluster::DURABLE).await?;
+    let database = Database::create(&cluster, true).await?;
+    let session = database.connect().await?;
+    session
+        .run("create table article (id int primary key, content text, size int); insert into article values (1, 'abc')")
+        .await?;
+    let register = "select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}')";
+    for action in ["error", "kill"] {
+        let witness = database.connect_as("postgres", "test:witness").await?;
+        let dying = database.connect().await?;
+        dying.run(&format!("set migrator.crash_at = 'register.installed:{action}'")).await?;
+        ensure!(dying.rows(register).await.is_err(), "the crash point register.installed was not passed");
+        if action == "kill" {
+            noticed(&witness).await?;
+            cluster.wait_until_up().await?;
+        }
+        let session = database.connect().await?;
+        let left = "select (select count(*) from migrator.upgraded) + (select count(*) from migrator.upgrade) + (select count(*) from migrator.upgrade_event) \
+                      + (select count(*) from pg_trigger where tgrelid = 'article'::regclass) + (select count(*) from pg_views where viewname = 'article__current') \
+                      + (select count(*) from pg_attribute where attrelid = 'article'::regclass and attname = 'applied_upgrades' and not attisdropped)";
+        ensure!(session.number(left).await? == 0, "after {action}: something of it is left");
+    }
+    let session = database.connect().await?;
+    session.run(register).await?;
+    ensure!(Worker::new(&database, "article", "w").await?.run().await?.state == "complete", "not complete");
+    Ok(())
+}
+
+/// What was not handed out is handed out again, and what was not taken back can be given back again: each row once.
+async fn application_code_when_the_server_dies(server: Server) -> Result<()> {
+    let cluster = server.cluster(&cluster::DURABLE).await?;
+    let database = Database::create(&cluster, true).await?;
+    let session = database.connect().await?;
+    session
+        .run("create table article (id int primary key, content text, times int not null default 0); insert into article select g, 'c' from generate_series(1, 40) g")
+        .await?;
+    session
+        .run("select migrator.register_upgrade('article', 'code', inputs => '{content}', outputs => '{times}')")
+        .await?;
+    let take = "select jsonb_agg(jsonb_build_object('key', key, 'token', token, 'values', jsonb_build_object('times', (\"row\" ->> 'times')::int + 1)) order by (key ->> 'id')::int) \
+                from migrator.select_batch('article', 'code', 10, lease => '1 hour')";
+    for action in ["error", "kill"] {
+        for point in ["select_batch.lent", "mark_applied.written"] {
+            let witness = database.connect_as("postgres", "test:witness").await?;
+            let session = database.connect().await?;
+            let taken = if point.starts_with("mark") { session.value(take).await? } else { String::new() };
+            let give = format!(
+                "select count(*) filter (where applied) from migrator.mark_applied('article', 'code', {})",
+                session::literal(&taken)
+            );
+            session.run(&format!("set migrator.crash_at = '{point}:{action}'")).await?;
+            let call = if taken.is_empty() { take } else { give.as_str() };
+            ensure!(session.rows(call).await.is_err(), "the crash point {point} was not passed");
+            if action == "kill" {
+                noticed(&witness).await?;
+                cluster.wait_until_up().await?;
+            }
+            let again = database.connect().await?;
+            ensure!(
+                again.number("select count(*) from migrator.upgrade_lease where not applied").await?
+                    == if taken.is_empty() { 0 } else { 10 },
+                "{point}:{action}: leases"
+            );
+            if taken.is_empty() {
+                // The same ten are the next, though the lease would have lasted for an hour.
+                let taken = again.value(take).await?;
+                let first = format!(
+                    "select min((k ->> 'id')::int) from jsonb_path_query({}, '$[*].key') k",
+                    session::literal(&taken)
+                );
+                let undone = again.number("select min(id) from article where not applied_upgrades @> '{code}'").await?;
+                ensure!(again.number(&first).await? == undone, "{point}:{action}: others were handed out");
+                let give = give.replace("''", &session::literal(&taken));
+                ensure!(again.number(&give).await? == 10, "{point}:{action}: not taken back");
+            } else {
+                ensure!(again.number(&give).await? == 10, "{point}:{action}: not taken back the second time");
+                ensure!(again.number(&give).await? == 10, "{point}:{action}: not told of it the third time");
+            }
+        }
+    }
+    let session = database.connect().await?;
+    let wrong = session.number("select count(*) from article where times <> 1 or applied_upgrades <> '{code}'").await?;
     ensure!(wrong == 0, "{wrong} rows were not upgraded exactly once");
     Ok(())
 }

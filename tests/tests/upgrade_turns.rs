@@ -157,7 +157,7 @@ async fn registered_between_two_looks(server: Server) -> Result<()> {
     session.run(&register("size", "size", "length(content)")).await?;
     let mut worker = Worker::new(&database, "page", "w").await?;
     session.run("select pg_advisory_lock(7331)").await?;
-    worker.session().run("set migrator.crash_at = 'guard.read:wait'").await?;
+    worker.session().run("set migrator.crash_at = 'guard.compared:wait'").await?;
     let step = tokio::spawn(async move {
         let step = worker.step().await?;
         worker.session().run("set migrator.crash_at = ''").await?;

@@ -1,25 +1,33 @@
 //! Upgrades of rows under live writers: every row once, none forgotten, nobody waits.
 
-use migrator_tests::upgrades::{Worker, states};
+use migrator_tests::upgrades::{Step, Worker, states};
 use migrator_tests::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 
-for_each_server!(old_and_new_writers_while_rows_are_upgraded, keys_of_every_kind, bad_rows_wherever_they_are);
+for_each_server!(
+    old_and_new_writers_while_rows_are_upgraded,
+    keys_of_every_kind,
+    bad_rows_wherever_they_are,
+    retired_names,
+);
 for_oldest_and_newest_server!(
     a_row_that_somebody_holds_is_done_later,
     inserts_faster_than_the_sweep,
     what_happens_to_the_table_meanwhile,
     triggers_and_row_security,
     partitions_with_rows_moving,
-    retired_names,
+    retired_while_a_name_is_forgotten,
     rows_of_five_megabytes,
+    outputs_of_half_a_megabyte,
     two_in_place_on_one_column,
     registered_while_the_last_rows_are_looked_at,
     a_guard_that_was_switched_off,
+    a_guard_that_changes_while_it_is_looked_at,
 );
 
 const ARTICLE: &str = "create table article (id bigint generated always as identity primary key, headline text not null, content text, \
@@ -470,6 +478,39 @@ async fn retired_names(server: Server) -> Result<()> {
     Ok(())
 }
 
+/// Whoever retires an upgrade waits for the one who forgets the name of another, and nobody who uses the table waits for both.
+async fn retired_while_a_name_is_forgotten(server: Server) -> Result<()> {
+    let (database, session, mut worker) = unsized_articles(&server, 500, "").await?;
+    session.run("select migrator.register_upgrade('article', 'summary', '{\"summary\": \"content\"}')").await?;
+    complete(&mut worker, &session, "article").await?;
+    session.value("select migrator.retire_upgrade('article', 'size')").await?;
+    session.run("select pg_advisory_lock(7331)").await?;
+    worker.session().run("set migrator.crash_at = 'step.forgotten:wait'").await?;
+    let forgetting = tokio::spawn(async move { worker.run().await.map(|step| (worker, step)) });
+    let waits = "count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    let deadline = Instant::now() + change::PATIENCE;
+    while session.number(&format!("select {waits} and application_name = 'test:w'")).await? == 0 {
+        ensure!(Instant::now() < deadline, "the worker never came to forget the name");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let retirer = database.connect_as("postgres", "retirer").await?;
+    let retiring =
+        tokio::spawn(async move { retirer.value("select migrator.retire_upgrade('article', 'summary')").await });
+    while session.number(&format!("select {waits} and application_name = 'retirer'")).await? == 0 {
+        ensure!(Instant::now() < deadline && !retiring.is_finished(), "who retires did not wait");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let held = "select string_agg(mode, ' ') from pg_locks join pg_stat_activity using (pid) where relation = 'article'::regclass and application_name = 'retirer' and mode ~ 'Exclusive'";
+    let held = session.value(held).await?;
+    session.run("select pg_advisory_unlock(7331)").await?;
+    ensure!(held.is_empty(), "who waits holds the table: {held}");
+    let (_, step) = forgetting.await??;
+    ensure!(step.done && step.state != "blocked", "{step:?}");
+    ensure!(retiring.await?? == "at once", "not at once");
+    ensure!(states(&session, "article").await?.is_empty(), "{}", states(&session, "article").await?);
+    Ok(())
+}
+
 async fn rows_of_five_megabytes(server: Server) -> Result<()> {
     let database = server.database().await?;
     let session = database.connect().await?;
@@ -488,6 +529,39 @@ async fn rows_of_five_megabytes(server: Server) -> Result<()> {
     let wal =
         session.number(&format!("select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{before}')::bigint")).await?;
     ensure!(wal < 5_000_000, "{wal} bytes of WAL for twelve numbers");
+    Ok(())
+}
+
+/// What a batch writes is bounded, however few its rows are and however little was read for them.
+async fn outputs_of_half_a_megabyte(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table wide (id int primary key, v text, w text); alter table wide alter w set storage external;
+             insert into wide select g, md5(g::text) from generate_series(1, 200) g; analyze wide",
+        )
+        .await?;
+    session.run("select migrator.register_upgrade('wide', 'w', '{\"w\": \"repeat(v, 16000)\"}')").await?;
+    let mut worker = Worker::new(&database, "wide", "w").await?;
+    let (mut most, mut all) = (0, 0);
+    loop {
+        let before = session.value("select pg_current_wal_insert_lsn()").await?;
+        let step = worker.step().await?;
+        let lsn = format!("select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{before}')::bigint");
+        let wal = session.number(&lsn).await?;
+        (most, all) = (most.max(wal), all + wal);
+        if step.done {
+            ensure!(step.state == "complete", "{step:?}");
+            break;
+        }
+    }
+    ensure!(
+        session.number("select count(*) from wide where w is distinct from repeat(v, 16000)").await? == 0,
+        "rows are wrong"
+    );
+    ensure!(all > 100_000_000, "only {all} bytes of WAL were written in all: this test shows nothing");
+    ensure!(most < 30_000_000, "one transaction wrote {most} bytes of WAL");
     Ok(())
 }
 
@@ -517,18 +591,7 @@ async fn two_in_place_on_one_column(server: Server) -> Result<()> {
 async fn registered_while_the_last_rows_are_looked_at(server: Server) -> Result<()> {
     let (_, session, mut worker) = unsized_articles(&server, 500, "").await?;
     worker.until(|step| step.state == "verifying" && step.rows > 0).await?;
-    session.run("select pg_advisory_lock(7331)").await?;
-    worker.session().run("set migrator.crash_at = 'step.alone:wait'").await?;
-    let ending = tokio::spawn(async move {
-        let step = worker.step().await?;
-        worker.session().run("set migrator.crash_at = ''").await?;
-        Ok::<_, anyhow::Error>((worker, step))
-    });
-    let deadline = Instant::now() + change::PATIENCE;
-    while session.number("select count(*) from pg_locks where locktype = 'advisory' and not granted").await? == 0 {
-        ensure!(Instant::now() < deadline, "the worker never came to the end of its sweep");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let ending = stopped_at(&session, worker, "step.alone").await?;
     session.run("select migrator.register_upgrade('article', 'summary', '{\"summary\": \"upper(content)\"}')").await?;
     session.run("select pg_advisory_unlock(7331)").await?;
     let (mut worker, step) = ending.await??;
@@ -539,6 +602,45 @@ async fn registered_while_the_last_rows_are_looked_at(server: Server) -> Result<
         session.number("select count(*) from article where summary is null").await? == 0,
         "complete, and rows lack it"
     );
+    Ok(())
+}
+
+/// A worker's next step, in a task of its own, that has come to a crash point and waits there for the advisory lock of this session.
+async fn stopped_at(session: &Session, mut worker: Worker, point: &str) -> Result<JoinHandle<Result<(Worker, Step)>>> {
+    session.run("select pg_advisory_lock(7331)").await?;
+    worker.session().run(&format!("set migrator.crash_at = '{point}:wait'")).await?;
+    let step = tokio::spawn(async move {
+        let step = worker.step().await?;
+        worker.session().run("set migrator.crash_at = ''").await?;
+        Ok((worker, step))
+    });
+    let deadline = Instant::now() + change::PATIENCE;
+    let waits = "select count(*) from pg_locks where locktype = 'advisory' and not granted and database = (select oid from pg_database where datname = current_database())";
+    while session.number(waits).await? == 0 {
+        ensure!(Instant::now() < deadline, "the worker never came to {point}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(step)
+}
+
+/// Somebody registers or retires between a step's look at the definition and its look at the trigger: nothing is wrong. Names that go at
+/// once wait for the step, which holds the table.
+async fn a_guard_that_changes_while_it_is_looked_at(server: Server) -> Result<()> {
+    let (_, session, mut worker) = unsized_articles(&server, 500, "").await?;
+    complete(&mut worker, &session, "article").await?;
+    for doing in [
+        "select migrator.register_upgrade('article', 'summary', '{\"summary\": \"upper(content)\"}')",
+        "select migrator.retire_upgrade('article', 'summary', incomplete => true)",
+    ] {
+        let step = stopped_at(&session, worker, "guard.compared").await?;
+        session.run(doing).await?;
+        session.run("select pg_advisory_unlock(7331)").await?;
+        let (after, step) = step.await??;
+        ensure!(step.state != "blocked", "after {doing}: {step:?}");
+        worker = after;
+    }
+    let step = worker.run().await?;
+    ensure!(step.state == "complete", "{step:?}");
     Ok(())
 }
 

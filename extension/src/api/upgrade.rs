@@ -166,7 +166,11 @@ fn step(
     // SAFETY: reads a backend-local variable.
     let own = || format!("backend {}", unsafe { pgrx::pg_sys::MyProcPid });
     let worker = worker.map_or_else(own, str::to_owned);
-    let step = answer(STEP, || kept::plans(|| table(relation, |table| step::step(&table, &worker))));
+    let step = answer(STEP, || {
+        let oid = table::given(relation.map(|relation| relation.0))?;
+        Upgraded::hold(oid);
+        kept::plans(|| Upgraded::enter(oid, |table| step::step(&table, &worker)))
+    });
     // Rows and where they end are lost together, if they are; what says that an upgrade is complete waits for the disk, and
     // with it for all before it. And nobody would hear of a hold whose own commit waits for the standby that it is about.
     if step.held || (step.rows > 0 && !step.done) {

@@ -64,12 +64,12 @@ pub fn start(mut change: Change) -> Result<State, Failure> {
         &[change.id.into(), fingerprint.into()],
     )?;
     change.set_state(State::Syncing)?;
-    warn_of_standbys()?;
+    warn_of_standbys("While capture is on")?;
     Ok(State::Syncing)
 }
 
 /// Rule for failover: a standby whose server lacks the library would refuse every write once promoted. We cannot look there from here.
-fn warn_of_standbys() -> Result<(), Failure> {
+pub fn warn_of_standbys(when: &str) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Standbys {
         names: Option<String>,
@@ -81,7 +81,7 @@ fn warn_of_standbys() -> Result<(), Failure> {
     if let Some(names) = found.names {
         crate::raise::warn(
             Failure::new("01000", format!("standbys are connected ({names})"))
-                .detail("While capture is on, writes need migrator's library; a standby without it would refuse them after a failover.")
+                .detail(format!("{when}, writes need migrator's library; a standby without it would refuse them after a failover."))
                 .hint("Install the extension's files on every standby; migrator doctor --database STANDBY tells whether they are there."),
         );
     }

@@ -112,14 +112,11 @@ async fn to_the_end(
     output: &Output,
 ) -> anyhow::Result<Outcome> {
     let workers = workers.or(context.jobs).unwrap_or_else(default_jobs).max(1);
-    let mut table = picked.table;
     for change in picked.upgrades.iter().filter_map(|upgrade| upgrade.change) {
         through_change(context, &picked.relation, change, workers, output).await?;
-        // The application uses another table now, under the same name.
-        table = context.store("look", Limits::Short).await?.table(&picked.relation).await?;
     }
     let mut progress = Progress::new(output.json || context.quiet, &context.log);
-    let goal = UpgradeGoal::Table { table, name: name.clone() };
+    let goal = UpgradeGoal::Table { relation: picked.relation.clone(), name: name.clone() };
     let end = Upgrades::drive(context.target.clone(), goal, workers, context.signals.clone())
         .run(|upgrades, reason| {
             if let Some(look) = shown::looked(upgrades, reason) {
@@ -137,8 +134,8 @@ async fn to_the_end(
         ),
     };
     let store = context.store("look", Limits::Short).await?;
-    let filter = UpgradeFilter { table: Some(table), name: name.as_deref() };
-    let now = store.upgrades(filter).await?;
+    let mut now = store.upgrades(UpgradeFilter { table: None, name: name.as_deref() }).await?;
+    now.retain(|upgrade| upgrade.relation == picked.relation);
     Ok(conclude(&picked.relation, &now, &step, output.json))
 }
 

@@ -20,8 +20,8 @@ pub enum UpgradeGoal {
     Every,
     /// Those of one table, until there is nothing left that a step could do.
     Table {
-        /// The table.
-        table: i64,
+        /// The table, as the views name it: after the swap of a change the name means another table, and they go on with that.
+        relation: String,
         /// Until this one is complete, whatever the others need.
         name: Option<String>,
     },
@@ -90,11 +90,11 @@ impl Work for Upgrades {
     }
 
     async fn look(&self, store: &Store) -> Result<Vec<Upgrade>, Trouble> {
-        let table = match &self.goal {
-            UpgradeGoal::Every => None,
-            UpgradeGoal::Table { table, .. } => Some(*table),
-        };
-        store.upgrades(UpgradeFilter { table, name: None }).await
+        let mut upgrades = store.upgrades(UpgradeFilter { table: None, name: None }).await?;
+        if let UpgradeGoal::Table { relation, .. } = &self.goal {
+            upgrades.retain(|upgrade| upgrade.relation == *relation);
+        }
+        Ok(upgrades)
     }
 
     fn take_over(&self, upgrades: &[Upgrade], now: Instant) -> Seen<UpgradeStep> {

@@ -14,8 +14,8 @@ use crate::guard;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::plain;
 use migrator_core::sqlstate;
-use migrator_core::upgrade::Definition;
 use migrator_core::upgrade::sweep::Range;
+use migrator_core::upgrade::{COLUMN, Definition};
 use pgrx::JsonB;
 use serde::Deserialize;
 use serde_json::json;
@@ -199,7 +199,7 @@ impl<'a> Batch<'a> {
                 let table = self.table.relation.name.plain();
                 let failure =
                     Failure::new("02000", format!("a trigger of table {table} kept the row from being written"));
-                self.set_aside(&keys[0], self.first(), &failure)?;
+                self.set_aside(&keys[0], None, &failure)?;
                 done.failed += 1;
             }
             Ok(_) => done.written += 1,
@@ -223,7 +223,7 @@ impl<'a> Batch<'a> {
                 Ok(_) => {}
                 Err(failure) => {
                     self.of_a_row(failure.clone())?;
-                    let at = Some(guard::at()).filter(|at| *at != 0).unwrap_or_else(|| self.first());
+                    let at = Some(guard::at()).filter(|at| *at != 0);
                     self.set_aside(&keys[0], at, &failure)?;
                     done.failed += 1;
                     return Ok(());
@@ -232,6 +232,13 @@ impl<'a> Batch<'a> {
         }
         done.written += 1;
         Ok(())
+    }
+
+    fn lacked(&self, row: &str) -> i64 {
+        let row: serde_json::Value = serde_json::from_str(row).unwrap_or_default();
+        let has = |name: &str| row[COLUMN].as_array().is_some_and(|names| names.iter().any(|there| there == name));
+        let lacked = self.definition.upgrades.iter().find(|upgrade| !has(&upgrade.name));
+        lacked.map_or_else(|| self.first(), |upgrade| upgrade.id)
     }
 
     fn first(&self) -> i64 {
@@ -273,7 +280,8 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    fn set_aside(&self, key: &Key, upgrade: i64, failure: &Failure) -> Result<(), Failure> {
+    /// Where the guard did not come to an upgrade, the first that the row lacks: under one that it has it would be forgotten again.
+    fn set_aside(&self, key: &Key, upgrade: Option<i64>, failure: &Failure) -> Result<(), Failure> {
         #[derive(Deserialize)]
         struct Row {
             key: String,
@@ -281,7 +289,7 @@ impl<'a> Batch<'a> {
         }
         let rows: Vec<Row> = self.keyset.query(&self.keyset.table().row(), &[JsonB(json!(key)).into()])?;
         for row in rows {
-            guard::store(upgrade, &row.key, &row.row, failure)?;
+            guard::store(upgrade.unwrap_or_else(|| self.lacked(&row.row)), &row.key, &row.row, failure)?;
         }
         Ok(())
     }

@@ -5,7 +5,15 @@
 pub const SQL: &str = "\
 with seen as materialized (select u.*, pg_catalog.format('%I.%I', n.nspname, t.relname) as name from migrator.upgraded u \
      join pg_catalog.pg_class t on t.oid = u.relation join pg_catalog.pg_namespace n on n.oid = t.relnamespace \
-    where pg_catalog.pg_has_role($1, t.relowner, 'usage') or pg_catalog.pg_has_role($1, 'pg_monitor', 'usage')) \
+    where pg_catalog.pg_has_role($1, t.relowner, 'usage') or pg_catalog.pg_has_role($1, 'pg_monitor', 'usage')), \
+restored as materialized (select g.relation as was, t.oid as now, pg_catalog.format('%I.%I', n.nspname, t.relname) as name, \
+       pg_catalog.pg_has_role($1, t.relowner, 'usage') or pg_catalog.pg_has_role($1, 'pg_monitor', 'usage') as shown \
+     from pg_catalog.pg_trigger w join pg_catalog.pg_class t on t.oid = w.tgrelid join pg_catalog.pg_namespace n on n.oid = t.relnamespace \
+     cross join lateral pg_catalog.jsonb_array_elements(pg_catalog.convert_from(pg_catalog.substr(w.tgargs, 1, pg_catalog.length(w.tgargs) - 1), \
+          pg_catalog.getdatabaseencoding())::pg_catalog.jsonb -> 'upgrades') u \
+     join migrator.upgrade g on g.id = (u ->> 'id')::pg_catalog.int8 and g.relation <> t.oid \
+    where w.tgname = '~migrator_guard' and w.tgparentid = 0 and w.tgfoid = 'migrator._guard()'::pg_catalog.regprocedure \
+      and not exists (select from pg_catalog.pg_trigger o where o.tgrelid = g.relation and o.tgname = w.tgname)) \
 select 'error' as severity, pg_catalog.format('upgrades of %s', s.name) as subject, s.blocked as problem, \
        coalesce(s.blocked_hint, pg_catalog.format('select migrator.resume_upgrades(%L);', s.name)) as remedy \
   from seen s where s.blocked is not null \
@@ -39,4 +47,11 @@ union all select 'error', pg_catalog.format('trigger %I on %s', t.tgname, s.name
        and t.tgname > '~migrator_guard'::name collate \"C\" \
  where exists (select from migrator.upgrade g where g.relation = s.relation and g.state <> 'retired') \
 union all select 'info', pg_catalog.format('upgrades of a table with oid %s', u.relation), 'the table was dropped', pg_catalog.format('select migrator.forget_upgrades(%s::oid::regclass);', u.relation) \
-  from migrator.upgraded u where not exists (select from pg_catalog.pg_class c where c.oid = u.relation)";
+  from migrator.upgraded u where not exists (select from pg_catalog.pg_class c where c.oid = u.relation) \
+   and not exists (select from restored r where r.was = u.relation) \
+union all select 'error', pg_catalog.format('upgrades of %s', r.name), 'they are registered for an oid that the table does not have: it was restored from a dump', \
+       pg_catalog.format('update migrator.upgraded set relation = %L::pg_catalog.regclass where relation = %s;', r.name, r.was) \
+  from (select distinct name, was from restored where shown) r \
+union all select 'info', pg_catalog.format('standby %s', coalesce(nullif(r.application_name, ''), r.client_addr::pg_catalog.text)), \
+       'while tables have upgrades, writes after a failover need the library there', 'Make sure that the extension''s files are installed on it.' \
+  from pg_catalog.pg_stat_replication r where exists (select from seen)";

@@ -19,7 +19,7 @@ pub fn forget(oid: u32) -> Result<bool, Failure> {
         let Some(relation) = Relation::find(oid)? else { return dropped(oid) };
         table::check_owner(&relation, caller)?;
         Upgraded::get(oid)?;
-        table::hold(&relation)?;
+        table::take_row(&relation)?;
         let table = Upgraded::get(oid)?;
         let name = relation.name.plain();
         if let Some(left) = table.registered()?.first() {

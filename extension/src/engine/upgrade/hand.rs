@@ -94,6 +94,7 @@ impl<'a> Desk<'a> {
 /// The table for a caller who may work on its rows. `work` runs as the extension.
 pub fn enter<T>(oid: u32, work: impl FnOnce(Upgraded) -> Result<T, Failure>) -> Result<T, Failure> {
     let caller = role::caller();
+    Upgraded::hold(oid);
     role::as_extension(|| {
         let table = Upgraded::get(oid)?;
         check_rights(&table.relation, caller)?;

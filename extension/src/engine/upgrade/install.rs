@@ -8,6 +8,7 @@ use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
 use crate::crash;
+use crate::engine::sync::warn_of_standbys;
 use crate::guard::TRIGGER;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal, plain};
@@ -25,7 +26,7 @@ pub fn register(request: &Request) -> Result<i64, Failure> {
     let relation = Relation::get(request.relation)?;
     table::check_owner(&relation, request.caller)?;
     // Two who register at once take turns, and what is read from here on is what the other one has left.
-    table::hold_new(&relation)?;
+    table::take_new_row(&relation)?;
     let wish = register::understand(request)?;
     let mut chosen = rewrite::choose(request, &wish)?;
     let relation = &wish.relation;
@@ -46,6 +47,7 @@ pub fn register(request: &Request) -> Result<i64, Failure> {
     let what = format!("upgrade {} of table {} was not registered", request.name, relation.name.plain());
     apply(&upgraded, &what, wish.adds_column, request.view_name.as_deref())?;
     crash::point("register.installed");
+    warn_of_standbys("While the table has upgrades")?;
     if chosen.rewrite && request.strategy == "auto" {
         chosen = rewrite::begin_if_possible(&upgraded, request, id, chosen)?;
     } else if chosen.rewrite {
@@ -204,21 +206,28 @@ pub fn trigger(relation: &Relation, definition: &Definition) -> [String; 2] {
 
 /// Whether writes escape the guard: its trigger is gone, switched off, or not what was put there; or a column that an upgrade
 /// names is gone, so that it does nothing; or a trigger that came later changes rows behind it.
-///
-/// What is registered and what stands on the table are read one after the other: who finds a difference without holding the table's
-/// row in `migrator.upgraded` may have met somebody who registers.
 pub fn is_unguarded(table: &Upgraded) -> Result<Option<Failure>, Failure> {
+    let definition = table.definition()?;
+    if definition.upgrades.is_empty() && definition.retired.is_empty() {
+        return Ok(None);
+    }
+    crash::point("guard.compared");
+    // Whoever registers or retires meanwhile commits definition and trigger together, and we may have read one of each. No
+    // definition comes back, so one that is the same before and after was there in between.
+    match unlike(table, &definition)? {
+        Some(failure) if table.definition()? == definition => Ok(Some(failure)),
+        _ => Ok(None),
+    }
+}
+
+/// What is wrong with the guard, if this is what it should know.
+fn unlike(table: &Upgraded, definition: &Definition) -> Result<Option<Failure>, Failure> {
     #[derive(Deserialize)]
     struct Guard {
         enabled: String,
         ours: bool,
         argument: String,
     }
-    let definition = table.definition()?;
-    if definition.upgrades.is_empty() && definition.retired.is_empty() {
-        return Ok(None);
-    }
-    crash::point("guard.read");
     let name = table.relation.name.plain();
     let columns = definition::columns(table.relation.oid)?;
     let marks = Ident::from(COLUMN);
@@ -236,7 +245,7 @@ pub fn is_unguarded(table: &Upgraded) -> Result<Option<Failure>, Failure> {
          from pg_catalog.pg_trigger t where t.tgrelid = $1 and t.tgname = $2",
         &[pg_sys::Oid::from(table.relation.oid).into(), TRIGGER.into()],
     )?;
-    let wanted = serde_json::to_string(&definition).expect("a definition is plain data");
+    let wanted = serde_json::to_string(definition).expect("a definition is plain data");
     let what = match found {
         None => "is gone",
         Some(guard) if guard.enabled != "A" => "was switched off",

@@ -154,6 +154,7 @@ pub fn clean(table: &Upgraded) -> Result<Clean, Failure> {
         )));
     }
     gone(table, &retiring)?;
+    crash::point("step.forgotten");
     let what = format!("retired names of table {} could not be forgotten", table.relation.name.plain());
     install::apply(table, &what, false, None)?;
     // Nothing was added that a sweep would have to bring to rows.

@@ -83,16 +83,8 @@ pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
         let hint = table.state.blocked_hint.as_deref().unwrap_or_default();
         return Ok(Step { done: true, ..Step::wait("blocked", 1000, format!("{why}. {hint}").trim()) });
     }
-    if install::is_unguarded(table)?.is_some() {
-        // Or somebody has registered between our look at one and at the other. While we hold the row nobody does.
-        if !table.alone()? {
-            return Ok(another());
-        }
-        let now = table.again()?;
-        return match install::is_unguarded(&now)? {
-            Some(why) => blocked(&now, why),
-            None => Ok(Step::new("upgrading")),
-        };
+    if let Some(why) = install::is_unguarded(table)? {
+        return blocked(table, why);
     }
     if let Some(change) = rewrite::under_way(table)? {
         let reason = format!(

@@ -2,11 +2,12 @@
 
 use crate::catalog::attempt::attempt;
 use crate::catalog::definition::Column;
+use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
 use crate::engine::shape::keys;
 use migrator_core::failure::{Failure, code};
-use migrator_core::ident::{Ident, plain};
+use migrator_core::ident::{Ident, literal, plain};
 use migrator_core::upgrade::{COLUMN, Definition, Upgrade};
 use pgrx::pg_sys;
 use serde::Deserialize;
@@ -96,18 +97,34 @@ impl Upgraded {
     /// Takes the table's row until the end of the transaction, and gives the table as it is then. Whoever changes what is registered
     /// begins with it, so the definitions that he reads are those that he writes over.
     pub fn held(&self) -> Result<Upgraded, Failure> {
-        hold(&self.relation)?;
+        take_row(&self.relation)?;
         self.again()
     }
 
     /// The same, or a refusal.
     pub fn get(oid: u32) -> Result<Upgraded, Failure> {
-        Self::find(oid)?.ok_or_else(|| {
-            let name = Relation::find(oid).ok().flatten().map_or(oid.to_string(), |relation| relation.name.plain());
-            Failure::new(code::UNDEFINED_OBJECT, format!("table {name} has no upgrades"))
-                .detail("Nothing was changed.")
-                .hint("select * from migrator.upgrades; lists what is registered; select migrator.register_upgrade(…) registers one.")
-        })
+        if let Some(table) = Self::find(oid)? {
+            return Ok(table);
+        }
+        let name = Relation::find(oid).ok().flatten().map_or(oid.to_string(), |relation| relation.name.plain());
+        if let Some(now) = exchanged_for(oid)? {
+            let now = Relation::get(now)?.name.plain();
+            return Err(Failure::new(code::SERIALIZATION, format!("{now} is another table since the call began"))
+                .detail(format!(
+                    "Its upgrades have moved on from {name} with a swap or a rollback. Nothing was changed."
+                ))
+                .hint(format!("Call it again for {}.", literal(&now))));
+        }
+        Err(Failure::new(code::UNDEFINED_OBJECT, format!("table {name} has no upgrades"))
+            .detail("Nothing was changed.")
+            .hint("select * from migrator.upgrades; lists what is registered; select migrator.register_upgrade(…) registers one."))
+    }
+
+    /// Holds the table, as a reader does, before anything that is noted of its upgrades is read or locked: an exchange holds the
+    /// table first too, and then moves all that to the other one. So whoever works on rows neither stands in its way with our
+    /// own rows while he waits for the table, nor goes on with a table that is not the application's any more.
+    pub fn hold(oid: u32) {
+        lock::relation(Wanted { relation: oid, mode: Mode::AccessShare });
     }
 
     /// The same for a caller who may change the table. `work` runs as the extension.
@@ -155,7 +172,7 @@ impl Upgraded {
 
 /// Takes the row of a table in `migrator.upgraded`, which may be one that another session is about to write. It is waited for a
 /// while: who registers in a transaction of some length has it until the end of that.
-pub fn hold(relation: &Relation) -> Result<(), Failure> {
+pub fn take_row(relation: &Relation) -> Result<(), Failure> {
     let held = role::with_settings(&[("lock_timeout", "5s")], || {
         attempt(|| {
             spi::execute(
@@ -168,7 +185,7 @@ pub fn hold(relation: &Relation) -> Result<(), Failure> {
 }
 
 /// The same for a table that may have no upgrades yet: then it has a row afterwards.
-pub fn hold_new(relation: &Relation) -> Result<(), Failure> {
+pub fn take_new_row(relation: &Relation) -> Result<(), Failure> {
     let made = role::with_settings(&[("lock_timeout", "5s")], || {
         attempt(|| {
             spi::execute(
@@ -178,7 +195,7 @@ pub fn hold_new(relation: &Relation) -> Result<(), Failure> {
         })
     });
     made.map_err(|failure| taken(relation, failure))?;
-    hold(relation)
+    take_row(relation)
 }
 
 fn taken(relation: &Relation, failure: Failure) -> Failure {
@@ -191,6 +208,21 @@ fn taken(relation: &Relation, failure: Failure) -> Failure {
     )
     .detail("It has it until the end of its transaction. Nothing was changed.")
     .hint("Call it again when that transaction has ended.")
+}
+
+/// The table that took the place of this one in a change that is under way, if that one has upgrades.
+fn exchanged_for(oid: u32) -> Result<Option<u32>, Failure> {
+    #[derive(Deserialize)]
+    struct Other {
+        oid: u32,
+    }
+    let other: Option<Other> = spi::fetch_optional(
+        "select u.relation::pg_catalog.int8 as oid from migrator.change c join migrator.upgraded u \
+           on u.relation in (c.live, c.shadow) and $1 in (c.live, c.shadow) and u.relation <> $1 \
+         where c.state not in ('finished', 'cancelled') limit 1",
+        &[pg_sys::Oid::from(oid).into()],
+    )?;
+    Ok(other.map(|other| other.oid))
 }
 
 /// The table that a caller names, which cannot be NULL.
