@@ -19,6 +19,7 @@ for_oldest_and_newest_server!(beside_writers_and_with_lost_connections, each_row
 for_newest_server!(
     two_daemons_and_two_tables,
     told_to_stop,
+    a_table_that_is_renamed_meanwhile,
     paused_and_resumed_at_run_time,
     rows_that_are_set_aside,
     what_is_shown_and_what_a_dry_run_writes
@@ -250,6 +251,22 @@ async fn told_to_stop(server: Server) -> Result<()> {
     ensure!(states(&session, "counted").await? == "twice=running", "it was too fast to be stopped");
     say(&database, &["upgrade", "run", "counted", "--name", "twice"]).await?.fine()?;
     ensure!(session.number(WRONG).await? == 0, "rows were not upgraded exactly once");
+    Ok(())
+}
+
+/// The program was given a name, and goes on with the table that had it.
+async fn a_table_that_is_renamed_meanwhile(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(&counted(FEW)).await?;
+    session.run(&twice(100)).await?;
+    let child = begin(&database, &["upgrade", "run", "counted"])?;
+    until(&session, "exists (select from migrator.upgrades where rows_done > 1000)").await?;
+    session.run("alter table counted rename to renamed").await?;
+    ensure!(states(&session, "renamed").await? == "twice=running", "it was too fast");
+    let ended = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.context("it does not end")??;
+    ensure!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    ensure!(session.number(&WRONG.replace("counted", "renamed")).await? == 0, "it said complete too early");
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use crate::engine::drive::Drive;
 use crate::engine::signals::Signals;
 use crate::engine::work::{End, Seen, Work, locked};
 use crate::store::{Store, Unfit, Upgrade, UpgradeFilter, UpgradeStep, by_table};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
@@ -31,6 +31,8 @@ pub enum UpgradeGoal {
 pub struct Upgrades {
     goal: UpgradeGoal,
     board: Mutex<Board>,
+    /// The tables that had the name of the one that is driven: a swap gives it to another, and somebody may rename that.
+    seen: Mutex<BTreeSet<i64>>,
     vacuums: Vacuums,
     /// What was logged last of a table that rests, so that it is logged once.
     told: Mutex<BTreeMap<i64, String>>,
@@ -45,6 +47,7 @@ impl Upgrades {
         let work = Upgrades {
             goal,
             board: Mutex::default(),
+            seen: Mutex::default(),
             vacuums: Vacuums::new(target.clone(), jobs, signals.stop.clone()),
             told: Mutex::default(),
             host: whoami::hostname().unwrap_or_else(|_| "agent".to_owned()),
@@ -92,7 +95,11 @@ impl Work for Upgrades {
     async fn look(&self, store: &Store) -> Result<Vec<Upgrade>, Trouble> {
         let mut upgrades = store.upgrades(UpgradeFilter { table: None, name: None }).await?;
         if let UpgradeGoal::Table { relation, .. } = &self.goal {
-            upgrades.retain(|upgrade| upgrade.relation == *relation);
+            let mut seen = locked(&self.seen);
+            upgrades.retain(|upgrade| {
+                upgrade.relation == *relation || upgrade.relation_oid.is_some_and(|oid| seen.contains(&oid))
+            });
+            seen.extend(upgrades.iter().filter_map(|upgrade| upgrade.relation_oid));
         }
         Ok(upgrades)
     }

@@ -10,8 +10,9 @@ use migrator_core::load::{Signal, Unit};
 use serde::Deserialize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bytes that this session has written and not put down.
+/// Bytes that this session has written and not put down, and since when (microseconds): it rests for them all the same.
 static OWED: AtomicU64 = AtomicU64::new(0);
+static SINCE: AtomicU64 = AtomicU64::new(0);
 
 /// The longest that a caller is told to rest: then he asks again, and hears of a rate that was changed.
 const LONGEST_MS: f64 = 1000.0;
@@ -52,7 +53,9 @@ impl Pace {
         struct Ahead {
             ahead: f64,
         }
-        let owed = OWED.swap(0, Ordering::Relaxed).saturating_add(bytes);
+        let now = micros();
+        let rested = now.saturating_sub(SINCE.load(Ordering::Relaxed)) as f64 / 1e6 * self.rate;
+        let owed = OWED.swap(0, Ordering::Relaxed).saturating_sub(rested as u64).saturating_add(bytes);
         let seconds = owed as f64 / self.rate;
         let ahead: Option<Ahead> = spi::fetch_optional(
             "with b as (select p.rate, p.paid_at from migrator.wal_pace p for update skip locked), \
@@ -63,7 +66,13 @@ impl Pace {
         )?;
         if ahead.is_none() {
             OWED.store(owed, Ordering::Relaxed);
+            SINCE.store(now, Ordering::Relaxed);
         }
         Ok(Pace { ahead: ahead.map_or(seconds, |found| found.ahead), ..self })
     }
+}
+
+fn micros() -> u64 {
+    // SAFETY: a time stamp without side effects.
+    unsafe { pgrx::pg_sys::GetCurrentTimestamp() }.unsigned_abs()
 }

@@ -221,6 +221,11 @@ impl<'a> Batch<'a> {
                     return Ok(());
                 }
                 Ok(_) => {}
+                // Another session is in the way, and no fault of the row's.
+                Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => {
+                    done.skipped.extend_from_slice(keys);
+                    return Ok(());
+                }
                 Err(failure) => {
                     self.of_a_row(failure.clone())?;
                     let at = Some(guard::at()).filter(|at| *at != 0);

@@ -136,6 +136,9 @@ fn size(wish: &Wish) -> Result<Size, Failure> {
     )
 }
 
+/// Rows for which the expressions are computed, however long they take.
+const SAMPLE: u32 = 1000;
+
 /// What bringing it to the rows takes, by a sample of the table that is read and computed as its owner; and what is not in that.
 fn cost(request: &Request, wish: &Wish) -> Result<(Cost, String), Failure> {
     #[derive(Deserialize)]
@@ -158,7 +161,7 @@ fn cost(request: &Request, wish: &Wish) -> Result<(Cost, String), Failure> {
     let sql = format!(
         "select count(*) as rows, count(*) filter (where not {has}) as lacking, avg(pg_column_size({alias}.*) + 0 * pg_column_size(row({computed})))::pg_catalog.float8 as width, \
            (select count(*) from pg_catalog.pg_index i where i.indrelid = $1) as indexes \
-         from {only}{table} {alias} tablesample system ({percent}) repeatable (1)"
+         from (select * from {only}{table} tablesample system ({percent}) repeatable (1) limit {SAMPLE}) {alias}"
     );
     let begun = Instant::now();
     let oid = pg_sys::Oid::from(wish.relation.oid);
@@ -177,7 +180,10 @@ fn cost(request: &Request, wish: &Wish) -> Result<(Cost, String), Failure> {
         return Ok((Cost { rows: size.rows, ..Cost::default() }, "no row was seen in a sample".to_owned()));
     };
     let took = begun.elapsed().as_secs_f64();
-    let rows = size.rows.unwrap_or(sample.rows).max(sample.rows) as f64 * sample.lacking as f64 / sample.rows as f64;
+    // Where nobody has counted them: as many as have room, if the sample was not the whole.
+    let whole = sample.rows < i64::from(SAMPLE);
+    let fit = if whole { sample.rows } else { (size.blocks as f64 * 8192.0 / (width + 28.0)) as i64 };
+    let rows = size.rows.unwrap_or(fit).max(sample.rows) as f64 * sample.lacking as f64 / sample.rows as f64;
     // The new version with its header; in the WAL the same, and an entry of each index where the page has no room for it.
     let bytes = rows * (width + 28.0);
     let wal = rows * (width + 60.0 + 70.0 * sample.indexes as f64);

@@ -355,7 +355,7 @@ fn upgrade(
     if !cut {
         skipped.extend(done.skipped.iter().cloned());
     }
-    let looked_at = if cut { done.written } else { done.scanned };
+    let looked_at = if cut { done.written + done.failed } else { done.scanned };
     let took = meter.batch(i32::try_from(looked_at).unwrap_or(rows));
     let pace = match wanted {
         _ if held => chunk.pace,
