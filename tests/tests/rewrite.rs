@@ -123,7 +123,7 @@ async fn waited_for(server: Server) -> Result<()> {
         };
         let waits = "select count(*) from pg_locks l join pg_stat_activity a using (pid) where a.application_name = 'waiter' and a.datname = current_database() \
              and l.locktype = 'object' and l.classid = 'migrator.upgraded'::regclass and l.mode = 'AccessShareLock'";
-        let deadline = std::time::Instant::now() + PATIENCE;
+        let deadline = std::time::Instant::now() + change::PATIENCE;
         while session.number(waits).await? == 0 {
             ensure!(!waiting.is_finished() && std::time::Instant::now() < deadline, "{how}: nobody waits");
             tokio::task::yield_now().await;
