@@ -37,11 +37,12 @@ pub fn refuse_before_swap(change: &Change) -> Result<(), Failure> {
     )
 }
 
-/// Left out are those who wait for the very thing: `ensure_changed` (`lock::watch`) and `ensure_upgraded` (`lock::awaiting`, AccessShareLock;
-/// whoever works on rows has a ShareLock, and is not left out). Their snapshot is that of the statement that calls, which would otherwise wait for
-/// this exchange, and this for its end. It does no harm: both refuse anything but READ COMMITTED, look at our own tables under a new snapshot
-/// each time, and the next statement of their transaction takes one of its own, after the swap. What else the calling statement or an
-/// open cursor reads was locked before its snapshot reads it, so that the exchange waits for the lock on the table instead.
+/// Left out are those who wait for the very thing: `ensure_changed` (`lock::watch`) and `ensure_upgraded` (`lock::awaiting`, AccessShareLock,
+/// until the call returns; whoever works on rows has a ShareLock, and is not left out for it). Their snapshot is that of the statement that
+/// calls, which would otherwise wait for this exchange, and this for its end. It does no harm: both refuse anything but READ COMMITTED, look at
+/// our own tables under a new snapshot each time, and the next statement of their transaction takes one of its own, after the swap. What
+/// else the calling statement names, or an open cursor, was locked when it was planned, so the exchange waits for that lock instead. Left
+/// is a STABLE function in the same statement, called after ours, that opens the table only then, with the statement's snapshot.
 ///
 /// A snapshot is older than a transaction when that one is not below its xmin, and its own transaction began before the
 /// other committed: xmin alone is that of the oldest writer anywhere, also for a snapshot of this moment.

@@ -33,7 +33,7 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
     guard::fresh_snapshots("migrator.ensure_upgraded")?;
     let end = Instant::now() + wait;
     let table = Relation::get(relation)?.name.plain();
-    let mut marked = None;
+    let (mut marked, mut awaited) = (None, vec![]);
     let mut known = None;
     loop {
         // From the second look on by its number: it moves on to another table with a swap, which this may be waiting for.
@@ -55,6 +55,8 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
         };
         known = Some(last.id);
         if last.completed {
+            // What comes next in this transaction waits for nothing, and its snapshots count again. An error takes the marks away by itself.
+            awaited.into_iter().for_each(lock::awaited);
             return Ok(());
         }
         if ["retiring", "retired"].contains(&last.state.as_str()) {
@@ -80,6 +82,7 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
                 lock::driving(relation);
             } else {
                 lock::awaiting(relation);
+                awaited.push(relation);
             }
         }
         let mut pause = Duration::from_millis(200);
