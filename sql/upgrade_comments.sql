@@ -57,9 +57,9 @@ $$Makes a table whose upgrades are all retired one that never had any: the view 
 
 Takes ACCESS EXCLUSIVE on the table, in attempts of at most 50 ms.
 
-- relation: the table. Of one that was dropped while it had upgrades its oid, as doctor gives it: only what is written down of it is left, and anybody may remove that.
+- relation: the table. Of one that was dropped while it had upgrades its oid, as doctor gives it: only what is written down of it is left, which the owner of the extension may remove, and whoever is a member of each role that registered an upgrade of it; not while a table that was restored from a dump has its guard.
 
-Errors: 42501 not the owner; 42704 no upgrades; 55000 an upgrade is not retired, or rows still have its name; 2BP01 something depends on the view or the column; 55P03 the table was too busy for a lock.$$;
+Errors: 42501 not the owner; 42704 no upgrades; 55000 an upgrade is not retired, or rows still have its name, or a restored table has the guard; 2BP01 something depends on the view or the column; 55P03 the table was too busy for a lock.$$;
 
 -- Reading
 

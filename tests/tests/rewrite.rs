@@ -7,7 +7,7 @@ use migrator_tests::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-for_oldest_and_newest_server!(written_anew_beside_writers, driven_by_the_program);
+for_oldest_and_newest_server!(written_anew_beside_writers, driven_by_the_program, waited_for);
 
 const TABLE: &str = "create table article (id int primary key, headline text not null, words int, shouted text);
     insert into article (id, headline) select g, 'headline ' || g from generate_series(1, 3000) g; analyze article";
@@ -106,5 +106,44 @@ async fn driven_by_the_program(server: Server) -> Result<()> {
     ensure!(said.contains("which wrote public.article anew, is swapped; next: "), "{said}");
     ensure!(said.contains("upgrades of public.article are complete: shout"), "{said}");
     ensure!(session.number(WRONG).await? == 0, "{} rows", session.value(WRONG).await?);
+    Ok(())
+}
+
+/// Who waits for the upgrade in one statement does not hold up the swap that he waits for, and knows the upgrade again behind it.
+async fn waited_for(server: Server) -> Result<()> {
+    for how in ["wait => '1 hour'", "wait => '1 hour', drive => true"] {
+        let database = server.database().await?;
+        let session = database.connect().await?;
+        session.run(TABLE).await?;
+        session.run(REGISTER).await?;
+        let waiting = {
+            let waiter = database.connect_as("postgres", "waiter").await?;
+            let call = format!("select migrator.ensure_upgraded('article', 'shout', {how})");
+            // In a transaction that goes on: its later snapshots are like everybody's.
+            tokio::spawn(async move {
+                waiter.run("begin").await?;
+                waiter.run(&call).await?;
+                Result::<Session>::Ok(waiter)
+            })
+        };
+        let waits = "select count(*) from pg_locks l join pg_stat_activity a using (pid) where a.application_name = 'waiter' and a.datname = current_database() \
+             and l.locktype = 'object' and l.classid = 'migrator.upgraded'::regclass and l.mode = 'AccessShareLock'";
+        let deadline = std::time::Instant::now() + change::PATIENCE;
+        while session.number(waits).await? == 0 {
+            ensure!(!waiting.is_finished() && std::time::Instant::now() < deadline, "{how}: nobody waits");
+            tokio::task::yield_now().await;
+        }
+        let change = Change::of(&database, session.number("select change from migrator.upgrades").await?);
+        change.until(|advance| advance.state == "swapped").await?;
+        let mut worker = Worker::new(&database, "article", "worker").await?;
+        if !how.contains("drive") {
+            worker.until(|step| step.state == "complete").await?;
+        }
+        let waiter = waiting.await?.with_context(|| how.to_owned())?;
+        ensure!(session.number(waits).await? == 0, "{how}: it waits for nothing any more");
+        waiter.run("commit").await?;
+        worker.until(|step| step.state == "complete").await?;
+        ensure!(session.number(WRONG).await? == 0, "{how}: {} rows", session.value(WRONG).await?);
+    }
     Ok(())
 }

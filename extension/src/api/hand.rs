@@ -91,6 +91,7 @@ fn retry_failed(
 ) -> i64 {
     answer(DECIDE, || {
         let oid = table::given(relation.map(|relation| relation.0))?;
+        Upgraded::hold(oid);
         Upgraded::enter(oid, |table| failures::retry(&table, name, key.as_ref().map(|key| key.0.as_str())))
     })
 }
@@ -107,6 +108,7 @@ fn waive_failed(
     let caller = role::caller();
     answer(DECIDE, || {
         let oid = table::given(relation.map(|relation| relation.0))?;
+        Upgraded::hold(oid);
         Upgraded::enter(oid, |table| {
             let by = role::name(caller)?;
             let key = key.as_ref().map(|key| key.0.as_str());

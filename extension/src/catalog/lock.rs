@@ -47,6 +47,13 @@ pub fn awaiting(table: u32) {
     acquire(c"upgraded", i64::from(table), pg_sys::AccessShareLock, false);
 }
 
+/// Takes one such mark away again.
+pub fn awaited(table: u32) {
+    let tag = tag(c"upgraded", i64::from(table));
+    // SAFETY: the tag and mode that `awaiting` took; LockRelease takes it by pointer for the call.
+    unsafe { pg_sys::LockRelease(&tag, i32::try_from(pg_sys::AccessShareLock).expect("a small number"), false) };
+}
+
 /// Marks this transaction as one that brings up all rows of a table by itself, however long that takes.
 pub fn driving(table: u32) {
     acquire(c"upgrade", i64::from(table), pg_sys::ShareLock, false);
@@ -60,21 +67,23 @@ fn acquire_change(id: i64, hold: Hold, dont_wait: bool) -> bool {
     acquire(c"change", id, mode, dont_wait)
 }
 
-/// An object lock on (class of a table of ours, number).
+/// Takes an object lock.
 fn acquire(class: &CStr, id: i64, mode: u32, dont_wait: bool) -> bool {
-    let class = own_table(class);
-    // SAFETY: a LOCKTAG_OBJECT as SET_LOCKTAG_OBJECT (storage/lock.h) fills it; LockAcquire takes it by pointer for the call.
-    unsafe {
-        let tag = pg_sys::LOCKTAG {
-            locktag_field1: u32::from(pg_sys::MyDatabaseId),
-            locktag_field2: u32::from(class),
-            locktag_field3: u32::try_from(id & 0xffff_ffff).expect("masked to 32 bits"),
-            locktag_field4: 0,
-            locktag_type: u8::try_from(pg_sys::LockTagType::LOCKTAG_OBJECT).expect("a small tag"),
-            locktag_lockmethodid: u8::try_from(pg_sys::DEFAULT_LOCKMETHOD).expect("a small number"),
-        };
-        let mode = i32::try_from(mode).expect("a small number");
-        pg_sys::LockAcquire(&tag, mode, false, dont_wait) != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    let (tag, mode) = (tag(class, id), i32::try_from(mode).expect("a small number"));
+    // SAFETY: LockAcquire takes the tag by pointer for the call.
+    unsafe { pg_sys::LockAcquire(&tag, mode, false, dont_wait) != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL }
+}
+
+/// An object lock on (class of a table of ours, number), as SET_LOCKTAG_OBJECT (storage/lock.h) fills it.
+fn tag(class: &CStr, id: i64) -> pg_sys::LOCKTAG {
+    pg_sys::LOCKTAG {
+        // SAFETY: reads a variable of the session.
+        locktag_field1: u32::from(unsafe { pg_sys::MyDatabaseId }),
+        locktag_field2: u32::from(own_table(class)),
+        locktag_field3: u32::try_from(id & 0xffff_ffff).expect("masked to 32 bits"),
+        locktag_field4: 0,
+        locktag_type: u8::try_from(pg_sys::LockTagType::LOCKTAG_OBJECT).expect("a small tag"),
+        locktag_lockmethodid: u8::try_from(pg_sys::DEFAULT_LOCKMETHOD).expect("a small number"),
     }
 }
 

@@ -37,6 +37,13 @@ pub fn refuse_before_swap(change: &Change) -> Result<(), Failure> {
     )
 }
 
+/// Left out are those who wait for the very thing: `ensure_changed` (`lock::watch`) and `ensure_upgraded` (`lock::awaiting`, AccessShareLock,
+/// until the call returns; whoever works on rows has a ShareLock, and is not left out for it). Their snapshot is that of the statement that
+/// calls, which would otherwise wait for this exchange, and this for its end. It does no harm: both refuse anything but READ COMMITTED, look at
+/// our own tables under a new snapshot each time, and the next statement of their transaction takes one of its own, after the swap. What
+/// else the calling statement names, or an open cursor, was locked when it was planned, so the exchange waits for that lock instead. Left
+/// is a STABLE function in the same statement, called after ours, that opens the table only then, with the statement's snapshot.
+///
 /// A snapshot is older than a transaction when that one is not below its xmin, and its own transaction began before the
 /// other committed: xmin alone is that of the oldest writer anywhere, also for a snapshot of this moment.
 fn refuse(xid: &str, change: i64, moment: &str, what: &str, detail: &str) -> Result<(), Failure> {
@@ -50,7 +57,8 @@ fn refuse(xid: &str, change: i64, moment: &str, what: &str, detail: &str) -> Res
              and a.datname = pg_catalog.current_database() and a.pid <> pg_catalog.pg_backend_pid() \
              and a.xact_start <= (select c.{moment} + interval '5 s' from migrator.change c where c.id = $2) \
              and a.backend_type = 'client backend' and a.pid not in (select p.pid from pg_catalog.pg_stat_progress_vacuum p) \
-             and not exists (select from pg_catalog.pg_locks m where m.pid = a.pid and m.locktype = 'object' and m.classid = 'migrator.change'::pg_catalog.regclass) \
+             and not exists (select from pg_catalog.pg_locks m where m.pid = a.pid and m.locktype = 'object' and (m.classid = 'migrator.change'::pg_catalog.regclass \
+                     or m.classid = 'migrator.upgraded'::pg_catalog.regclass and m.mode = 'AccessShareLock')) \
            order by a.xact_start limit 1) q"
     );
     let old: Option<Old> = spi::fetch_optional(&sql, &[xid.into(), change.into()])?;

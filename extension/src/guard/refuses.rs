@@ -23,7 +23,7 @@ pub struct Refusals {
     pub long: Vec<Vec<usize>>,
 }
 
-/// Of the columns at these places.
+/// Of the columns at these places, and of generated columns that are computed from them.
 ///
 /// # Safety
 /// The relation is open and locked, at least as a query locks it.
@@ -31,23 +31,24 @@ pub unsafe fn of(table: pg_sys::Relation, outputs: &[usize]) -> Refusals {
     let mut found = Refusals { any: false, long: vec![] };
     // SAFETY: the lists are copies of the relation cache's; an index of a locked table cannot be dropped.
     unsafe {
+        let outputs = Outputs::of(table, outputs);
         let keys = PgList::<pg_sys::ForeignKeyCacheInfo>::from_pg(pg_sys::RelationGetFKeyList(table));
         found.any = keys.iter_ptr().any(|key| {
             let columns = &(&(*key).conkey)[..usize::try_from((*key).nkeys).unwrap_or(0)];
-            columns.iter().any(|number| is_of(outputs, *number))
+            columns.iter().any(|number| outputs.have(*number))
         });
         let indexes = PgList::<pg_sys::Oid>::from_pg(pg_sys::RelationGetIndexList(table));
         let mode = i32::try_from(pg_sys::AccessShareLock).expect("a small number");
         for index in indexes.iter_oid() {
             let index = pg_sys::index_open(index, mode);
-            look(table, index, outputs, &mut found);
+            look(table, index, &outputs, &mut found);
             pg_sys::index_close(index, mode);
         }
     }
     found
 }
 
-unsafe fn look(table: pg_sys::Relation, index: pg_sys::Relation, outputs: &[usize], found: &mut Refusals) {
+unsafe fn look(table: pg_sys::Relation, index: pg_sys::Relation, outputs: &Outputs, found: &mut Refusals) {
     // SAFETY: an open index; pg_index as the relation cache keeps it, whose indkey has indnatts places.
     unsafe {
         let form = &*(*index).rd_index;
@@ -55,14 +56,14 @@ unsafe fn look(table: pg_sys::Relation, index: pg_sys::Relation, outputs: &[usiz
         let keys = &numbers[..usize::try_from(form.indnkeyatts).unwrap_or(0)];
         let expressions = pg_sys::RelationGetIndexExpressions(index).cast::<pg_sys::Node>();
         let predicate = pg_sys::RelationGetIndexPredicate(index).cast::<pg_sys::Node>();
-        if mentions(expressions, outputs) || mentions(predicate, outputs) {
+        if mentions(expressions, &outputs.all) || mentions(predicate, &outputs.all) {
             found.any = true;
             return;
         }
-        if !numbers.iter().any(|number| is_of(outputs, *number)) {
+        if !numbers.iter().any(|number| outputs.have(*number)) {
             return;
         }
-        let in_key = keys.iter().any(|number| is_of(outputs, *number));
+        let in_key = keys.iter().any(|number| outputs.have(*number));
         if in_key && (form.indisunique || form.indisexclusion) {
             found.any = true;
             return;
@@ -80,9 +81,15 @@ unsafe fn look(table: pg_sys::Relation, index: pg_sys::Relation, outputs: &[usiz
         }
         let places = numbers.iter().filter_map(|number| usize::try_from(*number - 1).ok());
         let long: Vec<usize> = places.filter(|place| (*attribute(row, *place)).attlen < 0).collect();
-        if long.iter().any(|place| outputs.contains(place)) {
-            found.long.push(long);
+        if !long.iter().any(|place| outputs.all.contains(place)) {
+            return;
         }
+        // How long a generated value is shows only when it is there, which is after the guard.
+        if long.iter().any(|place| is_generated(table, *place)) {
+            found.any = true;
+            return;
+        }
+        found.long.push(long);
     }
 }
 
@@ -97,8 +104,39 @@ unsafe fn mentions(tree: *mut pg_sys::Node, outputs: &[usize]) -> bool {
     }
 }
 
-fn is_of(outputs: &[usize], number: i16) -> bool {
-    usize::try_from(number - 1).is_ok_and(|place| outputs.contains(&place))
+/// Places of columns, from 0: outputs, and what is generated from them.
+struct Outputs {
+    all: Vec<usize>,
+}
+
+impl Outputs {
+    unsafe fn of(table: pg_sys::Relation, outputs: &[usize]) -> Self {
+        let mut all = outputs.to_vec();
+        // SAFETY: the descriptor of an open relation; build_column_default() gives a new tree of the column's own expression, over range
+        // table entry 1 as an index's. Nothing of it is run.
+        unsafe {
+            let count = usize::try_from((*(*table).rd_att).natts).unwrap_or(0);
+            for place in (0..count).filter(|place| is_generated(table, *place)) {
+                let number = i32::try_from(place).expect("a table's columns") + 1;
+                if mentions(pg_sys::build_column_default(table, number), outputs) {
+                    all.push(place);
+                }
+            }
+        }
+        Self { all }
+    }
+
+    fn have(&self, number: i16) -> bool {
+        usize::try_from(number - 1).is_ok_and(|place| self.all.contains(&place))
+    }
+}
+
+unsafe fn is_generated(table: pg_sys::Relation, place: usize) -> bool {
+    // SAFETY: a column of an open relation.
+    unsafe {
+        let column = &*attribute((*table).rd_att, place);
+        !column.attisdropped && column.attgenerated != 0
+    }
 }
 
 impl Refusals {

@@ -54,5 +54,46 @@ select * from later order by id;
 call migrator.run_upgrades('later');
 select key, sqlstate from migrator.upgrade_failures where relation = 'upgrades_writes.later' order by 1;
 
+-- A generated column is computed from an output, and a unique index over it refuses the value.
+create table generated (id int primary key, a text, b text, g text generated always as (lower(b)) stored unique);
+insert into generated (id, a) values (1, 'Same');
+select migrator.register_upgrade('generated', 'b', '{"b": "upper(a)"}') is not null as registered;
+call migrator.run_upgrades('generated');
+insert into generated (id, a) values (2, 'same');
+update generated set a = 'other' where id = 1;
+select * from generated order by id;
+select deferred from (select (definition ->> 'deferred')::boolean as deferred from migrator.upgrade where relation = 'generated'::regclass) d;
+-- One whose values would be too long for an index.
+create table lengthened (id int primary key, n int, b text, g text generated always as (b || b) stored);
+create index on lengthened (g);
+select migrator.register_upgrade('lengthened', 'b', '{"b": "incompressible(n)"}') is not null as registered;
+insert into lengthened (id, n) values (1, 40), (2, 100);
+select id, n, b, applied_upgrades from lengthened order by id;
+
+-- An index with an operator class of somebody else's may refuse a value, too: the rows that are left are found after the upgrade was complete.
+create operator class own_ops for type int using btree as operator 1 <, operator 2 <=, operator 3 =, operator 4 >=, operator 5 >, function 1 btint4cmp(int, int);
+create table others (id int primary key, a int, status int, beside int);
+create index on others (beside own_ops, status);
+insert into others values (1, 1);
+select migrator.register_upgrade('others', 'status', '{"status": "a + 1"}') is not null as registered;
+call migrator.run_upgrades('others');
+update others set a = 5;
+select * from others;
+update migrator.upgraded set verified_at = '-infinity' where relation = 'others'::regclass;
+call migrator.run_upgrades('others');
+select * from others;
+
+-- A trigger that is switched off does not fire behind the guard.
+create table switched (id int primary key, a text, b text);
+create function nothing() returns trigger language plpgsql as $$ begin return new; end $$;
+create trigger "~~behind" before insert on switched for each row execute function nothing();
+alter table switched disable trigger "~~behind";
+select migrator.register_upgrade('switched', 'b', '{"b": "a"}') is not null as registered;
+call migrator.run_upgrades('switched');
+select blocked from migrator.upgraded where relation = 'switched'::regclass;
+select subject, problem from migrator.doctor() where subject like '%~~behind%';
+alter table switched enable trigger "~~behind";
+select subject, problem from migrator.doctor() where subject like '%~~behind%';
+
 set client_min_messages = warning;
 drop schema upgrades_writes cascade;

@@ -1,5 +1,6 @@
 //! `migrator.ensure_upgraded`: an application migration that depends on an upgrade waits for it here, or does it itself.
 
+use super::rewrite;
 use super::step;
 use super::table::Upgraded;
 use crate::catalog::lock;
@@ -17,6 +18,8 @@ const HELD: Duration = Duration::from_secs(1);
 
 #[derive(Deserialize)]
 struct Last {
+    id: i64,
+    relation: u32,
     state: String,
     completed: bool,
     waits_for: Option<String>,
@@ -30,13 +33,18 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
     guard::fresh_snapshots("migrator.ensure_upgraded")?;
     let end = Instant::now() + wait;
     let table = Relation::get(relation)?.name.plain();
-    if drive {
-        lock::driving(relation);
-    } else {
-        lock::awaiting(relation);
-    }
+    let (mut marked, mut awaited) = (None, vec![]);
+    let mut known = None;
     loop {
-        let Some(last) = last(relation, name)? else {
+        // From the second look on by its number: it moves on to another table with a swap, which this may be waiting for.
+        let looked = match known {
+            None => last(relation, name)?,
+            Some(id) => again(id)?,
+        };
+        let Some(last) = looked else {
+            if known.is_some() {
+                return Err(forgotten(&table, name));
+            }
             return Err(Failure::new(code::UNDEFINED_OBJECT, format!("table {table} has no upgrade {}", plain(name)))
                 .detail("It was never registered, so there is nothing to wait for.")
                 .hint(format!(
@@ -45,7 +53,10 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
                     literal(name)
                 )));
         };
+        known = Some(last.id);
         if last.completed {
+            // What comes next in this transaction waits for nothing, and its snapshots count again. An error takes the marks away by itself.
+            awaited.into_iter().for_each(lock::awaited);
             return Ok(());
         }
         if ["retiring", "retired"].contains(&last.state.as_str()) {
@@ -56,9 +67,28 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
             .detail("Rows that lack it will not get it any more. Nothing was changed by this call.")
             .hint("Register what this migration needs under another name."));
         }
+        let relation = last.relation;
+        // Where the table is written anew nothing is to be driven here, and whoever holds the table or works on it keeps the swap
+        // from coming: then this one waits, too.
+        let drive = if drive {
+            // Swapped since the look above: the next one knows where it is.
+            let Some(upgraded) = Upgraded::find(relation)? else { continue };
+            rewrite::under_way(&upgraded)?.is_none()
+        } else {
+            false
+        };
+        if marked.replace((relation, drive)) != Some((relation, drive)) {
+            if drive {
+                lock::driving(relation);
+            } else {
+                lock::awaiting(relation);
+                awaited.push(relation);
+            }
+        }
         let mut pause = Duration::from_millis(200);
         if drive {
-            let upgraded = Upgraded::get(relation)?;
+            Upgraded::hold(relation);
+            let Some(upgraded) = Upgraded::find(relation)? else { continue };
             let step = step::one(&upgraded, &worker())?;
             let rest = Duration::from_millis(u64::try_from(step.wait_ms).unwrap_or(0));
             if !step.done && rest < HELD {
@@ -100,13 +130,30 @@ fn not_yet(table: &str, name: &str, last: &Last, drive: bool) -> Failure {
         .hint(format!("{again} {way}"))
 }
 
+fn forgotten(table: &str, name: &str) -> Failure {
+    Failure::new(code::UNDEFINED_OBJECT, format!("upgrade {} of table {table} is gone", plain(name)))
+        .detail("Its table was made one without upgrades while this call waited. Nothing was changed by this call.")
+        .hint(format!(
+            "Register it anew if it is needed: select migrator.register_upgrade({}, {}, …);",
+            literal(table),
+            literal(name)
+        ))
+}
+
+// One that was complete is not while a row is known that lacks it; what is retired was asked then.
+const LAST: &str = "select g.id, g.relation::pg_catalog.int8 as relation, g.state, g.state = 'complete' \
+     and not exists (select from migrator.upgrade_failure f where f.relation = g.relation and f.upgrade = g.id) \
+     and not exists (select from migrator.upgrade_unnoted n where n.relation = g.relation and n.upgrade = g.id) \
+   or (g.state in ('retiring', 'retired') and g.completed_at is not null) as completed, v.waits_for, v.next_step, v.progress \
+ from migrator.upgrade g left join migrator.upgrades v on v.id = g.id where";
+
 fn last(relation: u32, name: &str) -> Result<Option<Last>, Failure> {
     spi::fetch_optional(
-        // One that was complete is not while a row is known that lacks it; what is retired was asked then.
-        "select g.state, g.state = 'complete' and not exists (select from migrator.upgrade_failure f where f.relation = g.relation and f.upgrade = g.id) \
-             and not exists (select from migrator.upgrade_unnoted n where n.relation = g.relation and n.upgrade = g.id) \
-           or (g.state in ('retiring', 'retired') and g.completed_at is not null) as completed, v.waits_for, v.next_step, v.progress \
-         from migrator.upgrade g left join migrator.upgrades v on v.id = g.id where g.relation = $1 and g.name = $2 order by g.id desc limit 1",
+        &format!("{LAST} g.relation = $1 and g.name = $2 order by g.id desc limit 1"),
         &[pg_sys::Oid::from(relation).into(), name.into()],
     )
+}
+
+fn again(id: i64) -> Result<Option<Last>, Failure> {
+    spi::fetch_optional(&format!("{LAST} g.id = $1"), &[id.into()])
 }

@@ -43,7 +43,7 @@ union all select 'error', pg_catalog.format('guard of %s', s.name), w.problem, p
  where r.n > 0 and w.problem is not null \
 union all select 'error', pg_catalog.format('trigger %I on %s', t.tgname, s.name), 'it fires behind the guard, which does not see what it makes of a row', \
        pg_catalog.format('alter trigger %I on %s rename to …; to a name that sorts before ~migrator_guard, then: select migrator.resume_upgrades(%L);', t.tgname, s.name, s.name) \
-  from seen s join pg_catalog.pg_trigger t on t.tgrelid = s.relation and not t.tgisinternal and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 \
+  from seen s join pg_catalog.pg_trigger t on t.tgrelid = s.relation and not t.tgisinternal and t.tgenabled <> 'D' and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 \
        and t.tgname > '~migrator_guard'::name collate \"C\" \
  where exists (select from migrator.upgrade g where g.relation = s.relation and g.state <> 'retired') \
 union all select 'info', pg_catalog.format('upgrades of a table with oid %s', u.relation), 'the table was dropped', pg_catalog.format('select migrator.forget_upgrades(%s::oid::regclass);', u.relation) \

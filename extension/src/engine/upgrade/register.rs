@@ -465,7 +465,9 @@ fn may_fail(relation: &Relation, upgrade: &Upgrade) -> Result<bool, Failure> {
     }
     let outputs: Vec<String> = upgrade.outputs().map(|column| column.as_str().to_owned()).collect();
     let found: Found = spi::fetch_one(
-        "select w.found from (with outputs as (select a.attnum from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attname = any ($2)) \
+        &format!(
+            "select w.found from (with outputs as (select a.attnum from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attname = any ($2) \
+             union select g.attnum from ({generated}) g) \
          select exists (select from pg_catalog.pg_index i where i.indrelid = $1 \
                          and (exists (select from pg_catalog.pg_depend d join outputs o on o.attnum = d.refobjsubid where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objid = i.indexrelid \
                            and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = $1 and o.attnum <> all (i.indkey)) \
@@ -474,12 +476,14 @@ fn may_fail(relation: &Relation, upgrade: &Upgrade) -> Result<bool, Failure> {
              or exists (select from pg_catalog.pg_depend d where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass \
                          and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = $1 and d.refobjsubid in (select o.attnum from outputs o)) \
              or exists (select from pg_catalog.pg_partitioned_table p where p.partrelid = $1 and (p.partexprs is not null or exists (select from outputs o where o.attnum = any (p.partattrs)))) as found) w",
+            generated = table::generated_from("$1")
+        ),
         &[pg_sys::Oid::from(relation.oid).into(), outputs.into()],
     )?;
     Ok(found.found)
 }
 
-/// The guard has to see what other BEFORE triggers made of a row.
+/// The guard has to see what other BEFORE triggers made of a row; one that is switched off makes nothing of it.
 pub fn last_to_fire(relation: &Relation) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Trigger {
@@ -487,7 +491,7 @@ pub fn last_to_fire(relation: &Relation) -> Result<(), Failure> {
     }
     // tgtype: 1 of rows, 2 before, 4 insert, 16 update
     let behind: Option<Trigger> = spi::fetch_optional(
-        "select t.tgname as name from pg_catalog.pg_trigger t where t.tgrelid = $1 and not t.tgisinternal \
+        "select t.tgname as name from pg_catalog.pg_trigger t where t.tgrelid = $1 and not t.tgisinternal and t.tgenabled <> 'D' \
          and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 and t.tgname > $2::name collate \"C\" order by t.tgname limit 1",
         &[pg_sys::Oid::from(relation.oid).into(), crate::guard::TRIGGER.into()],
     )?;

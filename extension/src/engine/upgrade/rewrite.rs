@@ -58,6 +58,10 @@ pub fn choose(request: &Request, wish: &Wish) -> Result<Chosen, Failure> {
         }
         _ => {}
     }
+    // Its rows are in its partitions: neither its size nor a sample says anything.
+    if let Some(why) = partitioned(wish) {
+        return Ok(Chosen::rows(format!("a rewrite is not possible: {why}")));
+    }
     let size = measure::Size::of(&wish.relation)?;
     let whole = size.table + size.indexes;
     let text = |bytes: i64| Unit::Bytes.text(bytes as f64);
@@ -122,8 +126,8 @@ fn obstacle(request: &Request, wish: &Wish) -> Result<Option<String>, Failure> {
     if wish.others.iter().any(|other| other.state != "complete") {
         return Ok(Some("other upgrades of the table are not complete".to_owned()));
     }
-    if wish.relation.kind != "r" {
-        return Ok(Some("the table is partitioned".to_owned()));
+    if let Some(why) = partitioned(wish) {
+        return Ok(Some(why.to_owned()));
     }
     // Tried, and undone. Where the column is not there yet, without the marks: the expressions and what hangs on the table are
     // what a change stumbles over.
@@ -131,6 +135,10 @@ fn obstacle(request: &Request, wish: &Wish) -> Result<Option<String>, Failure> {
         Ok(_) => Ok(None),
         Err(failure) => Ok(Some(failure.message)),
     }
+}
+
+fn partitioned(wish: &Wish) -> Option<&'static str> {
+    (wish.relation.kind != "r").then_some("the table is partitioned")
 }
 
 /// Begins the change of a rewrite that was chosen, and not asked for: where it cannot be begun, rows are upgraded in batches, and

@@ -361,8 +361,21 @@ pub fn born_with(relation: &Relation) -> Result<Vec<String>, Failure> {
     Ok(born.names.into_iter().flatten().collect())
 }
 
-/// Whether a guard may leave rows of this upgrade to batches because of an index or a foreign key that is there now (`guard::known`
-/// says exactly which; this is never less).
+/// A query of the generated columns (attrelid, attnum) of some tables that are computed from columns whose names are in `$2`: an index
+/// over one of them is one over what it is computed from.
+pub fn generated_from(tables: &str) -> String {
+    format!(
+        "select a.attrelid, a.attnum from pg_catalog.pg_attribute a \
+         join pg_catalog.pg_attrdef e on e.adrelid = a.attrelid and e.adnum = a.attnum \
+         join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass and d.objid = e.oid \
+           and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = a.attrelid \
+         join pg_catalog.pg_attribute s on s.attrelid = a.attrelid and s.attnum = d.refobjsubid \
+         where a.attrelid in ({tables}) and a.attgenerated <> '' and s.attnum <> a.attnum and s.attname = any ($2)"
+    )
+}
+
+/// Whether a guard may leave rows of this upgrade to batches because of an index or a foreign key that is there now (`guard::refuses`
+/// says exactly which; this is never less, so it asks of an index no more than that it has to do with an output).
 pub fn may_be_left(relation: &Relation, upgrade: &Upgrade) -> Result<bool, Failure> {
     #[derive(Deserialize)]
     struct Found {
@@ -370,11 +383,15 @@ pub fn may_be_left(relation: &Relation, upgrade: &Upgrade) -> Result<bool, Failu
     }
     let outputs: Vec<String> = upgrade.outputs().map(|column| column.as_str().to_owned()).collect();
     let found: Found = spi::fetch_one(
-        "select w.found from (with tables as (select $1::pg_catalog.oid as oid union select t.relid from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t), \
-           outputs as (select a.attrelid, a.attnum, a.attlen from pg_catalog.pg_attribute a join tables t on t.oid = a.attrelid where a.attname = any ($2)) \
+        &format!(
+            "select w.found from (with tables as (select $1::pg_catalog.oid as oid union select t.relid from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t), \
+           outputs as (select a.attrelid, a.attnum from pg_catalog.pg_attribute a join tables t on t.oid = a.attrelid where a.attname = any ($2) \
+             union {generated}) \
          select exists (select from pg_catalog.pg_index i join tables t on t.oid = i.indrelid where i.indexprs is not null or i.indpred is not null \
-                 or exists (select from outputs o where o.attrelid = i.indrelid and o.attnum = any (i.indkey) and (o.attlen < 0 or i.indisunique or i.indisexclusion))) \
+                 or exists (select from outputs o where o.attrelid = i.indrelid and o.attnum = any (i.indkey))) \
              or exists (select from pg_catalog.pg_constraint c join outputs o on o.attrelid = c.conrelid where c.contype = 'f' and o.attnum = any (c.conkey)) as found) w",
+            generated = generated_from("select t.oid from tables t")
+        ),
         &[pg_sys::Oid::from(relation.oid).into(), outputs.into()],
     )?;
     Ok(found.found)
