@@ -39,7 +39,7 @@ pub fn still_aside(table: &Upgraded) -> Result<i64, Failure> {
 /// Whether failures are known of which nobody knows the row: every row has to be looked at again.
 pub fn unnoted(table: &Upgraded) -> Result<bool, Failure> {
     let count: Count = spi::fetch_one(
-        "select count(*) as n from migrator.upgrade_unnoted n where n.relation = $1",
+        "select count(*) as n from migrator.upgrade_unnoted n join migrator.upgrade g on g.id = n.upgrade where g.relation = $1",
         &[pg_sys::Oid::from(table.relation.oid).into()],
     )?;
     Ok(count.n > 0)
@@ -78,7 +78,7 @@ pub fn ended(table: &Upgraded) -> Result<(), Failure> {
         let completed = spi::execute(
             "update migrator.upgrade g set state = 'complete', completed_at = pg_catalog.clock_timestamp() where g.id = $1 and g.state = 'running' \
                and not exists (select from migrator.upgrade_failure f where f.relation = g.relation and f.upgrade = g.id) \
-               and not exists (select from migrator.upgrade_unnoted n where n.relation = g.relation and n.upgrade = g.id) \
+               and not exists (select from migrator.upgrade_unnoted n where n.upgrade = g.id) \
                and not exists (select from migrator.upgrade_lease l where l.upgrade = g.id and not l.applied and l.until > pg_catalog.clock_timestamp())",
             &[upgrade.id.into()],
         )?;

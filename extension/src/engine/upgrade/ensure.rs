@@ -104,7 +104,7 @@ fn last(relation: u32, name: &str) -> Result<Option<Last>, Failure> {
     spi::fetch_optional(
         // One that was complete is not while a row is known that lacks it; what is retired was asked then.
         "select g.state, g.state = 'complete' and not exists (select from migrator.upgrade_failure f where f.relation = g.relation and f.upgrade = g.id) \
-             and not exists (select from migrator.upgrade_unnoted n where n.relation = g.relation and n.upgrade = g.id) \
+             and not exists (select from migrator.upgrade_unnoted n where n.upgrade = g.id) \
            or (g.state in ('retiring', 'retired') and g.completed_at is not null) as completed, v.waits_for, v.next_step, v.progress \
          from migrator.upgrade g left join migrator.upgrades v on v.id = g.id where g.relation = $1 and g.name = $2 order by g.id desc limit 1",
         &[pg_sys::Oid::from(relation).into(), name.into()],

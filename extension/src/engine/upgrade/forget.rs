@@ -97,7 +97,10 @@ fn dropped(oid: u32) -> Result<bool, Failure> {
 /// The log of events stays.
 fn books(oid: u32) -> Result<bool, Failure> {
     let relation = pg_sys::Oid::from(oid);
-    spi::execute("delete from migrator.upgrade_unnoted where relation = $1", &[relation.into()])?;
+    spi::execute(
+        "delete from migrator.upgrade_unnoted n using migrator.upgrade g where g.id = n.upgrade and g.relation = $1",
+        &[relation.into()],
+    )?;
     let gone = spi::execute("delete from migrator.upgraded where relation = $1", &[relation.into()])?;
     if gone > 0 {
         table::event(

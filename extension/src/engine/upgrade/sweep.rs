@@ -65,7 +65,14 @@ pub fn begin(table: &Upgraded, kind: Kind, first_batch: i32) -> Result<(), Failu
     let sweep = table.state.sweep + 1;
     spi::execute("delete from migrator.sweep_chunk where relation = $1", &[oid.into()])?;
     // Who notes one of these commits it with its row: this sweep, whose snapshots come later, sees every row that is forgotten here.
-    spi::execute("delete from migrator.upgrade_unnoted where relation = $1", &[oid.into()])?;
+    // Until it does, the upgrade is one that is not complete; where somebody writes that he is not waited for, and the note stays.
+    spi::execute(
+        "with l as (select g.id from migrator.upgrade g where g.relation = $1 \
+               and exists (select from migrator.upgrade_unnoted n where n.upgrade = g.id) for no key update skip locked), \
+           u as (update migrator.upgrade g set state = 'running', completed_at = null from l where g.id = l.id and g.state = 'complete') \
+         delete from migrator.upgrade_unnoted n using l where n.upgrade = l.id",
+        &[oid.into()],
+    )?;
     spi::execute(
         "update migrator.upgraded set sweep = $2, sweep_kind = $3, sweep_generation = generation, sweep_began = pg_catalog.clock_timestamp(), \
          rows_vacuumed = 0, rows_total = greatest(0, (select case when c.relkind = 'p' then (select sum(greatest(0, m.reltuples)) \
