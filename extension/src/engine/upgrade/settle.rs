@@ -40,11 +40,7 @@ pub fn resume(table: &Upgraded) -> Result<(), Failure> {
 /// Has every row looked at again.
 pub fn verify(table: &Upgraded) -> Result<(), Failure> {
     spi::execute(
-        "update migrator.upgraded set verified_at = null, lacking = null where relation = $1",
-        &[pg_sys::Oid::from(table.relation.oid).into()],
-    )?;
-    spi::execute(
-        "update migrator.upgrade set state = 'running', completed_at = null where relation = $1 and state = 'complete'",
+        "update migrator.upgraded set verified_at = null, lacking = null, strangers = null where relation = $1",
         &[pg_sys::Oid::from(table.relation.oid).into()],
     )?;
     table.event("verify", "every row is to be looked at again", json!({}))

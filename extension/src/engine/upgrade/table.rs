@@ -311,7 +311,7 @@ pub fn renew_key(oid: u32, key: &[Ident]) -> Result<bool, Failure> {
     }
     let names: Vec<String> = key.iter().map(|column| column.as_str().to_owned()).collect();
     spi::execute(
-        "update migrator.upgraded set key = $2::name[], sweep_kind = null, verified_at = null, lacking = null where relation = $1",
+        "update migrator.upgraded set key = $2::name[], sweep_kind = null, verified_at = null, lacking = null, strangers = null where relation = $1",
         &[relation.into(), names.clone().into()],
     )?;
     if before.key.is_empty() {
