@@ -52,7 +52,7 @@ pub fn forget(oid: u32) -> Result<bool, Failure> {
 }
 
 fn remove(table: &Upgraded, column: bool) -> Result<(), Failure> {
-    let name = &Relation::get(table.relation.oid)?.name;
+    let name = &table.still_there()?.name;
     let mut statements = vec![];
     if let (Some(schema), Some(view)) = (&table.state.view_schema, &table.state.view_name) {
         let view = Name { schema: schema.clone(), name: view.clone() };

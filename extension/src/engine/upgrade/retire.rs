@@ -84,7 +84,7 @@ fn drop_all(table: &Upgraded, what: &str) -> Result<(), Failure> {
         || Ok(vec![Wanted { relation: oid, mode: Mode::AccessExclusive }]),
         || Ok(()),
         || {
-            let relation = Relation::get(oid)?;
+            let relation = table.still_there()?;
             spi::execute(&format!("drop trigger if exists {} on {}", Ident::from(TRIGGER), relation.name), &[])?;
             view::without_column(table)?;
             spi::execute(

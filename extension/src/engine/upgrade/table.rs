@@ -109,15 +109,22 @@ impl Upgraded {
         let name = Relation::find(oid).ok().flatten().map_or(oid.to_string(), |relation| relation.name.plain());
         if let Some(now) = exchanged_for(oid)? {
             let now = Relation::get(now)?.name.plain();
-            return Err(Failure::new(code::SERIALIZATION, format!("{now} is another table since the call began"))
-                .detail(format!(
-                    "Its upgrades have moved on from {name} with a swap or a rollback. Nothing was changed."
-                ))
-                .hint(format!("Call it again for {}.", literal(&now))));
+            return Err(exchanged(&now, &format!("Its upgrades have moved on from {name} with a swap or a rollback.")));
         }
         Err(Failure::new(code::UNDEFINED_OBJECT, format!("table {name} has no upgrades"))
             .detail("Nothing was changed.")
             .hint("select * from migrator.upgrades; lists what is registered; select migrator.register_upgrade(…) registers one."))
+    }
+
+    /// The table as it is when its lock is granted, or a refusal: what waited behind a swap or a rollback has the lock of the
+    /// table that was put aside, in another schema. Where nothing was registered before, nothing has moved on either.
+    pub fn still_there(&self) -> Result<Relation, Failure> {
+        let now = Relation::get(self.relation.oid)?;
+        if now.name.schema == self.relation.name.schema {
+            return Ok(now);
+        }
+        let detail = format!("The one that was meant is {} by now.", now.name.plain());
+        Err(exchanged(&self.relation.name.plain(), &detail))
     }
 
     /// Holds the table, as a reader does, before anything that is noted of its upgrades is read or locked: an exchange holds the
@@ -208,6 +215,12 @@ fn taken(relation: &Relation, failure: Failure) -> Failure {
     )
     .detail("It has it until the end of its transaction. Nothing was changed.")
     .hint("Call it again when that transaction has ended.")
+}
+
+fn exchanged(name: &str, detail: &str) -> Failure {
+    Failure::new(code::SERIALIZATION, format!("{name} is another table since the call began"))
+        .detail(format!("{detail} Nothing was changed."))
+        .hint(format!("Call it again for {}.", literal(name)))
 }
 
 /// The table that took the place of this one in a change that is under way, if that one has upgrades.
