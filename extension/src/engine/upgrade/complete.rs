@@ -45,6 +45,19 @@ pub fn unnoted(table: &Upgraded) -> Result<bool, Failure> {
     Ok(count.n > 0)
 }
 
+/// It was complete, and is not any more. A writer in whose statement it fails may be saying so, and is not waited for, until his
+/// transaction ends: should he roll back, the note that is left in a row of its own says it still.
+pub fn not_any_more(upgrade: i64) -> Result<(), Failure> {
+    spi::execute(
+        "with l as (select g.id from migrator.upgrade g where g.id = $1 and g.state = 'complete' for no key update skip locked), \
+           u as (update migrator.upgrade g set state = 'running', completed_at = null from l where g.id = l.id) \
+         insert into migrator.upgrade_unnoted (relation, upgrade) select g.relation, g.id from migrator.upgrade g \
+           where g.id = $1 and g.state = 'complete' and not exists (select from l)",
+        &[upgrade.into()],
+    )
+    .map(|_| ())
+}
+
 /// Ends a verify sweep: what it found decides what is complete. The caller holds the table's row.
 ///
 /// Between its look at a row and this moment only the guard can have changed the row, and where an upgrade failed there the failure
@@ -69,10 +82,7 @@ pub fn ended(table: &Upgraded) -> Result<(), Failure> {
     for (place, upgrade) in live.enumerate() {
         let lacking = counts.get(place).copied().unwrap_or(0);
         if lacking > 0 {
-            spi::execute(
-                "update migrator.upgrade set state = 'running', completed_at = null where id = $1 and state = 'complete'",
-                &[upgrade.id.into()],
-            )?;
+            not_any_more(upgrade.id)?;
             continue;
         }
         let completed = spi::execute(
