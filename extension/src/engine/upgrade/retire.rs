@@ -5,7 +5,6 @@ use super::table::{self, Registered, Upgraded};
 use super::{install, view};
 use crate::catalog::attempt::attempt;
 use crate::catalog::lock::{self, Mode, Wanted};
-use crate::catalog::relation::Relation;
 use crate::catalog::spi;
 use crate::crash;
 use crate::guard::TRIGGER;

@@ -296,18 +296,15 @@ fn nothing_to_claim(table: &Upgraded, kind: Kind, lease_ms: i32) -> Result<Step,
         return Ok(Step::new(state(kind)));
     }
     // A dump has the sweep and not its chunks: then nobody has looked at the rows that are there.
-    if sum.chunks == 0 || kind == Kind::Upgrade {
-        if let Some(why) = table::key_gone(&now)? {
-            return blocked(&now, why);
-        }
+    let looks = sum.chunks == 0 || kind == Kind::Upgrade;
+    if let Some(why) = if looks { table::key_gone(&now)? } else { None } {
+        return blocked(&now, why);
     }
     if sum.chunks == 0 && !sweep::is_empty(&now)? {
         return begin(&now, Kind::Upgrade);
     }
     match kind {
-        Kind::Upgrade => {
-            sweep::begin(&now, Kind::Verify, FIRST * 10)?;
-        }
+        Kind::Upgrade => sweep::begin(&now, Kind::Verify, FIRST * 10)?,
         Kind::Verify => complete::ended(&now)?,
     }
     Ok(Step::new("verifying"))
