@@ -330,7 +330,7 @@ comment on column migrator.upgrade_failure.seen_at is 'When it failed last.';
 comment on column migrator.upgrade_failure.attempts is 'How often; 0: application code is to try it again at once.';
 
 comment on table migrator.upgrade_unnoted is 'Internal: failures of which no more is known than that there was one. The next sweep finds the rows.';
-comment on column migrator.upgrade_unnoted.relation is 'Oid of the table.';
+comment on column migrator.upgrade_unnoted.relation is 'Oid of the table in which it failed. An exchange moves the upgrade to another.';
 comment on column migrator.upgrade_unnoted.upgrade is 'The upgrade that failed.';
 
 comment on table migrator.upgrade_lease is 'Internal: rows that application code has in hand, and for some minutes those that it had.';

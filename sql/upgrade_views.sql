@@ -29,7 +29,7 @@ with tables as (
              order by b.ordinal limit 1) as barrier
       -- one that was complete is not while a row is known that lacks it
       from (select x.*, case when x.state = 'complete' and (exists (select from migrator.upgrade_failure f where f.relation = x.relation and f.upgrade = x.id)
-                                  or exists (select from migrator.upgrade_unnoted n where n.relation = x.relation and n.upgrade = x.id))
+                                  or exists (select from migrator.upgrade_unnoted n where n.upgrade = x.id))
                              then 'running' else x.state end as stands
               from migrator.upgrade x) g join tables t on t.relation = g.relation
      where g.state <> 'retired'

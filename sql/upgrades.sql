@@ -89,9 +89,9 @@ create table migrator.upgrade_failure (
 );
 
 -- Failures of which no more is known: the row could not be named in upgrade_failure without waiting for somebody. There is nothing
--- here that two writers could wait for one another over. The next sweep finds the rows.
+-- here that two writers could wait for one another over. The next sweep finds the rows. An exchange moves the upgrade to another table.
 create table migrator.upgrade_unnoted (
-    relation     oid not null,
+    relation     oid not null,                      -- where it failed
     upgrade      bigint not null
 );
 

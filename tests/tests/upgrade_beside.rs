@@ -216,7 +216,7 @@ async fn a_database_that_was_dumped_and_restored(server: Server) -> Result<()> {
             "select migrator.register_upgrade('article', 'size', '{\"size\": \"length(content)\"}', batch_size => 100)",
         )
         .await?;
-    Worker::new(&database, "article", "w").await?.until(|step| step.rows > 0).await?;
+    Worker::new(&database, "article", "w").await?.until(|step| step.state == "verifying").await?;
     let restored = Database::create(database.cluster(), false).await?;
     let file = database.cluster().folder(&format!("dump-{}", database.name))?.join("dump");
     run(postgresql(&database, "pg_dump").args(["-Fc", "-f"]).arg(&file)).await?.fine()?;
@@ -233,11 +233,24 @@ async fn a_database_that_was_dumped_and_restored(server: Server) -> Result<()> {
     ensure!(remedy[0] == "upgrades of public.article", "{remedy:?}");
     session.run(&remedy[1]).await?;
     ensure!(session.number("select count(*) from migrator.doctor() where severity = 'error'").await? == 0, "still");
-    let step = Worker::new(&restored, "article", "w").await?.run().await?;
-    ensure!(step.state == "complete", "{step:?}");
-    let wrong =
-        "select count(*) from article where size is distinct from length(content) or applied_upgrades <> '{size}'";
-    ensure!(session.number(wrong).await? == 0, "rows are wrong");
+    // The look at every row that was under way says nothing about those that are here; nor does it where the table has the oid
+    // that it had.
+    let mut worker = Worker::new(&restored, "article", "w").await?;
+    for as_dumped in [
+        "",
+        "update migrator.upgraded set sweep_kind = 'verify', verified_at = null; update migrator.upgrade set state = 'running'",
+    ] {
+        session
+            .run("alter table article disable trigger \"~migrator_guard\"; update article set size = null, applied_upgrades = '{}' where id = 77; \
+                  alter table article enable always trigger \"~migrator_guard\"")
+            .await?;
+        session.run(as_dumped).await?;
+        let step = worker.run().await?;
+        ensure!(step.state == "complete", "{step:?}");
+        let wrong =
+            "select count(*) from article where size is distinct from length(content) or applied_upgrades <> '{size}'";
+        ensure!(session.number(wrong).await? == 0, "rows are wrong");
+    }
     Ok(())
 }
 

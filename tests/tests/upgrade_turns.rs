@@ -13,6 +13,12 @@ for_oldest_and_newest_server!(
     registered_between_two_looks,
     a_trigger_that_comes_later,
     a_key_that_becomes_another,
+    a_note_that_a_sweep_takes_away,
+    a_note_and_an_exchange,
+    registered_behind_a_swap,
+    a_look_that_is_old,
+    verified_beside_a_writer,
+    a_row_of_the_books_in_other_hands,
 );
 
 const PAGE: &str = "create table page (id int primary key, content text, size int, words int); \
@@ -92,6 +98,147 @@ async fn a_failure_that_could_not_be_noted(server: Server) -> Result<()> {
     ensure!(step.state == "waiting" && step.reason.contains("1 row(s) are set aside"), "{step:?}");
     session.run("update page set content = '7' where id = 7").await?;
     ensure!(worker.run().await?.state == "complete", "{}", shown(&session).await?);
+    Ok(())
+}
+
+/// Has an upgrade fail for page 7 while somebody holds the place where that is noted: nobody knows the row.
+async fn unnoted(database: &Database, session: &Session) -> Result<()> {
+    let holder = database.connect_as("postgres", "holder").await?;
+    holder.run("begin").await?;
+    holder
+        .run("insert into migrator.upgrade_failure (relation, upgrade, key, sqlstate, message) select relation, id, '{\"id\": \"7\"}', '00000', 'held' from migrator.upgrade")
+        .await?;
+    session.run("update page set content = 'no number' where id = 7").await?;
+    holder.run("rollback").await?;
+    ensure!(session.number("select count(*) from migrator.upgrade_unnoted").await? == 1, "it was noted after all");
+    Ok(())
+}
+
+/// From the sweep that takes the note away until it comes to the row nothing else says that one lacks the upgrade.
+async fn a_note_that_a_sweep_takes_away(server: Server) -> Result<()> {
+    let (database, session) = pages(&server).await?;
+    session.run(&register("number", "size", "content::int")).await?;
+    let mut worker = Worker::new(&database, "page", "w").await?;
+    ensure!(worker.run().await?.state == "complete", "{}", shown(&session).await?);
+    unnoted(&database, &session).await?;
+    let end = worker.until(|step| step.done || step.state == "upgrading").await?;
+    ensure!(end.state == "upgrading", "{end:?}");
+    ensure!(session.number("select count(*) from migrator.upgrade_unnoted").await? == 0, "the note is there still");
+    ensure!(session.number("select count(*) from migrator.upgrade_failure").await? == 0, "the row was found already");
+    ensure!(shown(&session).await? == "number=running", "{}", shown(&session).await?);
+    for call in
+        ["select migrator.ensure_upgraded('page', 'number')", "select migrator.retire_upgrade('page', 'number')"]
+    {
+        let refusal = session.refusal(call).await?;
+        ensure!(refusal.code == "55000" && refusal.to_string().contains("not complete"), "{refusal}");
+    }
+    let step = worker.run().await?;
+    ensure!(step.state == "waiting" && step.reason.contains("1 row(s) are set aside"), "{step:?}");
+    session.run("update page set content = '7' where id = 7").await?;
+    ensure!(worker.run().await?.state == "complete", "{}", shown(&session).await?);
+    Ok(())
+}
+
+/// What is noted of a row that nobody knows goes with its upgrade to the table that takes its place.
+async fn a_note_and_an_exchange(server: Server) -> Result<()> {
+    let (database, session) = pages(&server).await?;
+    session.run(&register("number", "size", "content::int")).await?;
+    let mut worker = Worker::new(&database, "page", "w").await?;
+    ensure!(worker.run().await?.state == "complete", "{}", shown(&session).await?);
+    let change = Change::create(&database, "page", "alter column words type bigint").await?;
+    change.until_ready().await?;
+    unnoted(&database, &session).await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    ensure!(shown(&session).await? == "number=running", "{}", shown(&session).await?);
+    let step = worker.run().await?;
+    ensure!(step.state == "waiting" && step.reason.contains("1 row(s) are set aside"), "{step:?}");
+    Ok(())
+}
+
+/// The first upgrade of a table is registered while the table is exchanged for another one: not for the one that is put aside.
+async fn registered_behind_a_swap(server: Server) -> Result<()> {
+    let (database, session) = pages(&server).await?;
+    let change = Change::create(&database, "page", "alter column words type bigint").await?;
+    change.until_ready().await?;
+    session.run("select pg_advisory_lock(7331)").await?;
+    let swapping = database.connect_as("postgres", "swapping").await?;
+    let id = change.id;
+    let swap = tokio::spawn(async move {
+        swapping.run("set migrator.crash_at = 'swap:wait'").await?;
+        swapping.run(&format!("select migrator.swap(change => {id})")).await?;
+        Ok::<_, anyhow::Error>(())
+    });
+    somebody_waits(&session, "advisory").await?;
+    let other = database.connect_as("postgres", "other").await?;
+    let registering = tokio::spawn(async move { other.refusal(&register("size", "size", "length(content)")).await });
+    somebody_waits(&session, "relation").await?;
+    session.run("select pg_advisory_unlock(7331)").await?;
+    swap.await??;
+    let refusal = registering.await??;
+    ensure!(refusal.code == "40001", "{refusal}");
+    session.run(&register("size", "size", "length(content)")).await?;
+    let mut worker = Worker::new(&database, "page", "w").await?;
+    ensure!(worker.run().await?.state == "complete", "{}", shown(&session).await?);
+    Ok(())
+}
+
+/// A name that somebody else has written is not lost with the column because an earlier look at all rows met none.
+async fn a_look_that_is_old(server: Server) -> Result<()> {
+    let (database, session) = pages(&server).await?;
+    session.run(&register("size", "size", "length(content)")).await?;
+    let mut worker = Worker::new(&database, "page", "w").await?;
+    worker.run().await?;
+    session.run("update page set applied_upgrades = applied_upgrades || '{stranger}' where id = 5").await?;
+    session.run("select migrator.verify_upgrades('page')").await?;
+    session.run("select migrator.retire_upgrade('page', 'size', incomplete => true)").await?;
+    worker.run().await?;
+    let left = session
+        .value("select string_agg(id || applied_upgrades::text, ' ') from page where applied_upgrades <> '{}'")
+        .await?;
+    ensure!(left == "5{stranger}", "{left}");
+    Ok(())
+}
+
+/// A writer is just saying that an upgrade is not complete any more: he is not waited for, and what he takes back is said all the same.
+async fn verified_beside_a_writer(server: Server) -> Result<()> {
+    let (database, session) = pages(&server).await?;
+    session.run(&register("number", "size", "content::int")).await?;
+    let mut worker = Worker::new(&database, "page", "w").await?;
+    worker.run().await?;
+    let writer = database.connect_as("postgres", "writer").await?;
+    writer.run("begin").await?;
+    writer.run("update page set content = 'no number' where id = 7").await?;
+    // Should it wait after all.
+    session.run("set lock_timeout = '10s'").await?;
+    session.run("select migrator.verify_upgrades('page')").await?;
+    writer.run("rollback").await?;
+    ensure!(shown(&session).await? == "number=running", "{}", shown(&session).await?);
+    ensure!(worker.run().await?.state == "complete", "{}", shown(&session).await?);
+    Ok(())
+}
+
+/// Somebody has the table's row in the books, and may be about to wait for the table: a step waits for nothing of his.
+async fn a_row_of_the_books_in_other_hands(server: Server) -> Result<()> {
+    let (database, session) = pages(&server).await?;
+    session.run(&register("size", "size", "length(content)")).await?;
+    let mut worker = Worker::new(&database, "page", "w").await?;
+    session.run("alter table page disable trigger \"~migrator_guard\"").await?;
+    let holder = database.connect_as("postgres", "holder").await?;
+    holder.run("begin; select from migrator.upgraded for no key update").await?;
+    // Should it wait after all.
+    worker.session().run("set statement_timeout = '10s'").await?;
+    let step = worker.step().await?;
+    ensure!(step.state == "waiting" && !step.done, "{step:?}");
+    // People are waited for, but not for ever.
+    session.run("set statement_timeout = '30s'").await?;
+    for call in ["pause_upgrades", "verify_upgrades"] {
+        let refusal = session.refusal(&format!("select migrator.{call}('page')")).await?;
+        ensure!(refusal.code == "55P03" && refusal.to_string().contains("another session"), "{refusal}");
+    }
+    holder.run("rollback").await?;
+    let step = worker.step().await?;
+    ensure!(step.state == "blocked", "{step:?}");
     Ok(())
 }
 

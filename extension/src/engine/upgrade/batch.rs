@@ -300,8 +300,9 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Blocks the table's upgrades: the same would happen at every turn.
-pub fn block(table: &Upgraded, definition: &Definition, failure: &Failure) -> Result<(), Failure> {
+/// Blocks the table's upgrades: the same would happen at every turn. Not where somebody has the table's row, who may be waiting for
+/// the table that a batch holds: the next step meets it again.
+pub fn block(table: &Upgraded, definition: &Definition, failure: &Failure) -> Result<bool, Failure> {
     let at = guard::at();
     let name = definition.upgrades.iter().find(|upgrade| upgrade.id == at).map_or("", |upgrade| upgrade.name.as_str());
     let which = if name.is_empty() { String::new() } else { format!("upgrade {}: ", plain(name)) };
@@ -309,13 +310,18 @@ pub fn block(table: &Upgraded, definition: &Definition, failure: &Failure) -> Re
     let hint = failure.hint.clone().unwrap_or_default();
     let call =
         format!("select migrator.resume_upgrades({});", migrator_core::ident::literal(&table.relation.name.plain()));
-    spi::execute(
-        "update migrator.upgraded set blocked = $2, blocked_hint = $3 where relation = $1",
+    let taken = spi::execute(
+        "update migrator.upgraded set blocked = $2, blocked_hint = $3 where relation = $1 \
+           and relation in (select u.relation from migrator.upgraded u where u.relation = $1 for no key update skip locked)",
         &[
             pgrx::pg_sys::Oid::from(table.relation.oid).into(),
             why.clone().into(),
             format!("{hint} When it is mended: {call}").trim().to_owned().into(),
         ],
     )?;
-    table.event("blocked", &why, json!({"sqlstate": failure.code}))
+    if taken == 0 {
+        return Ok(false);
+    }
+    table.event("blocked", &why, json!({"sqlstate": failure.code}))?;
+    Ok(true)
 }

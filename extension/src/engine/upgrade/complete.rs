@@ -39,10 +39,23 @@ pub fn still_aside(table: &Upgraded) -> Result<i64, Failure> {
 /// Whether failures are known of which nobody knows the row: every row has to be looked at again.
 pub fn unnoted(table: &Upgraded) -> Result<bool, Failure> {
     let count: Count = spi::fetch_one(
-        "select count(*) as n from migrator.upgrade_unnoted n where n.relation = $1",
+        "select count(*) as n from migrator.upgrade_unnoted n join migrator.upgrade g on g.id = n.upgrade where g.relation = $1",
         &[pg_sys::Oid::from(table.relation.oid).into()],
     )?;
     Ok(count.n > 0)
+}
+
+/// It was complete, and is not any more. A writer in whose statement it fails may be saying so, and is not waited for, until his
+/// transaction ends: should he roll back, the note that is left in a row of its own says it still.
+pub fn not_any_more(upgrade: i64) -> Result<(), Failure> {
+    spi::execute(
+        "with l as (select g.id from migrator.upgrade g where g.id = $1 and g.state = 'complete' for no key update skip locked), \
+           u as (update migrator.upgrade g set state = 'running', completed_at = null from l where g.id = l.id) \
+         insert into migrator.upgrade_unnoted (relation, upgrade) select g.relation, g.id from migrator.upgrade g \
+           where g.id = $1 and g.state = 'complete' and not exists (select from l)",
+        &[upgrade.into()],
+    )
+    .map(|_| ())
 }
 
 /// Ends a verify sweep: what it found decides what is complete. The caller holds the table's row.
@@ -69,16 +82,13 @@ pub fn ended(table: &Upgraded) -> Result<(), Failure> {
     for (place, upgrade) in live.enumerate() {
         let lacking = counts.get(place).copied().unwrap_or(0);
         if lacking > 0 {
-            spi::execute(
-                "update migrator.upgrade set state = 'running', completed_at = null where id = $1 and state = 'complete'",
-                &[upgrade.id.into()],
-            )?;
+            not_any_more(upgrade.id)?;
             continue;
         }
         let completed = spi::execute(
             "update migrator.upgrade g set state = 'complete', completed_at = pg_catalog.clock_timestamp() where g.id = $1 and g.state = 'running' \
                and not exists (select from migrator.upgrade_failure f where f.relation = g.relation and f.upgrade = g.id) \
-               and not exists (select from migrator.upgrade_unnoted n where n.relation = g.relation and n.upgrade = g.id) \
+               and not exists (select from migrator.upgrade_unnoted n where n.upgrade = g.id) \
                and not exists (select from migrator.upgrade_lease l where l.upgrade = g.id and not l.applied and l.until > pg_catalog.clock_timestamp())",
             &[upgrade.id.into()],
         )?;

@@ -143,7 +143,7 @@ fn forgotten(table: &str, name: &str) -> Failure {
 // One that was complete is not while a row is known that lacks it; what is retired was asked then.
 const LAST: &str = "select g.id, g.relation::pg_catalog.int8 as relation, g.state, g.state = 'complete' \
      and not exists (select from migrator.upgrade_failure f where f.relation = g.relation and f.upgrade = g.id) \
-     and not exists (select from migrator.upgrade_unnoted n where n.relation = g.relation and n.upgrade = g.id) \
+     and not exists (select from migrator.upgrade_unnoted n where n.upgrade = g.id) \
    or (g.state in ('retiring', 'retired') and g.completed_at is not null) as completed, v.waits_for, v.next_step, v.progress \
  from migrator.upgrade g left join migrator.upgrades v on v.id = g.id where";
 

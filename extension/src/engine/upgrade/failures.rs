@@ -254,14 +254,16 @@ fn nobody_has(table: &Upgraded, upgrade: i64, keys: &[Key]) -> Result<(), Failur
     .map(|_| ())
 }
 
-/// So many rows fewer lack something; the next step looks whether that was all.
+/// So many rows fewer lack something; the next step looks whether that was all. Who has the row may be waiting for the table, whose
+/// rows were just written: then more rows seem to lack something than are set aside, and the next step has them all passed again.
 fn looked_after(table: &Upgraded, rows: usize) -> Result<(), Failure> {
     if rows == 0 {
         return Ok(());
     }
     spi::execute(
         "update migrator.upgraded set lacking = greatest(0, lacking - $2), verified_at = case when verified_at is not null then '-infinity'::timestamptz end \
-         where relation = $1",
+         where relation = $1 \
+           and relation in (select u.relation from migrator.upgraded u where u.relation = $1 for no key update skip locked)",
         &[pg_sys::Oid::from(table.relation.oid).into(), i64::try_from(rows).unwrap_or(i64::MAX).into()],
     )
     .map(|_| ())

@@ -53,7 +53,7 @@ pub fn forget(oid: u32) -> Result<bool, Failure> {
 }
 
 fn remove(table: &Upgraded, column: bool) -> Result<(), Failure> {
-    let name = &Relation::get(table.relation.oid)?.name;
+    let name = &table.still_there()?.name;
     let mut statements = vec![];
     if let (Some(schema), Some(view)) = (&table.state.view_schema, &table.state.view_name) {
         let view = Name { schema: schema.clone(), name: view.clone() };
@@ -157,7 +157,10 @@ fn check_restored(oid: u32) -> Result<(), Failure> {
 /// The log of events stays.
 fn books(oid: u32) -> Result<bool, Failure> {
     let relation = pg_sys::Oid::from(oid);
-    spi::execute("delete from migrator.upgrade_unnoted where relation = $1", &[relation.into()])?;
+    spi::execute(
+        "delete from migrator.upgrade_unnoted n using migrator.upgrade g where g.id = n.upgrade and g.relation = $1",
+        &[relation.into()],
+    )?;
     let gone = spi::execute("delete from migrator.upgraded where relation = $1", &[relation.into()])?;
     if gone > 0 {
         table::event(

@@ -43,7 +43,8 @@ pub fn register(request: &Request) -> Result<i64, Failure> {
     )?;
     table::renew_key(relation.oid, &wish.key)?;
     let id = insert(request, &wish)?;
-    let upgraded = Upgraded::get(relation.oid)?;
+    // By the name under which it was understood.
+    let upgraded = Upgraded { relation: relation.clone(), ..Upgraded::get(relation.oid)? };
     let what = format!("upgrade {} of table {} was not registered", request.name, relation.name.plain());
     apply(&upgraded, &what, wish.adds_column, request.view_name.as_deref())?;
     crash::point("register.installed");
@@ -128,7 +129,7 @@ pub fn apply(upgraded: &Upgraded, what: &str, adds_column: bool, view_name: Opti
         || Ok(vec![Wanted { relation: oid, mode }]),
         || Ok(()),
         || {
-            let relation = Relation::get(oid)?;
+            let relation = upgraded.still_there()?;
             if adds_column {
                 spi::execute(&add_column(&relation), &[])?;
             }
@@ -153,7 +154,7 @@ fn remove(upgraded: &Upgraded, definition: &Definition, what: &str) -> Result<()
             || Ok(vec![Wanted { relation: oid, mode }]),
             || Ok(()),
             || {
-                let relation = Relation::get(oid)?;
+                let relation = upgraded.still_there()?;
                 for statement in statements(&relation) {
                     spi::execute(&statement, &[])?;
                 }
@@ -176,7 +177,7 @@ fn remove(upgraded: &Upgraded, definition: &Definition, what: &str) -> Result<()
 
 fn changed(oid: u32) -> Result<(), Failure> {
     spi::execute(
-        "update migrator.upgraded set generation = generation + 1, verified_at = null, lacking = null where relation = $1",
+        "update migrator.upgraded set generation = generation + 1, verified_at = null, lacking = null, strangers = null where relation = $1",
         &[pg_sys::Oid::from(oid).into()],
     )
     .map(|_| ())

@@ -5,7 +5,6 @@ use super::table::{self, Registered, Upgraded};
 use super::{install, view};
 use crate::catalog::attempt::attempt;
 use crate::catalog::lock::{self, Mode, Wanted};
-use crate::catalog::relation::Relation;
 use crate::catalog::spi;
 use crate::crash;
 use crate::guard::TRIGGER;
@@ -60,6 +59,11 @@ pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static
         }
     }
     install::apply(table, &what, false, None)?;
+    // No name came, so the last look at all rows says as much of them as it did: the next one may go at once.
+    spi::execute(
+        "update migrator.upgraded set strangers = $2 where relation = $1",
+        &[pg_sys::Oid::from(table.relation.oid).into(), table.state.strangers.into()],
+    )?;
     Ok("in batches")
 }
 
@@ -79,7 +83,7 @@ fn drop_all(table: &Upgraded, what: &str) -> Result<(), Failure> {
         || Ok(vec![Wanted { relation: oid, mode: Mode::AccessExclusive }]),
         || Ok(()),
         || {
-            let relation = Relation::get(oid)?;
+            let relation = table.still_there()?;
             spi::execute(&format!("drop trigger if exists {} on {}", Ident::from(TRIGGER), relation.name), &[])?;
             view::without_column(table)?;
             spi::execute(
@@ -93,7 +97,7 @@ fn drop_all(table: &Upgraded, what: &str) -> Result<(), Failure> {
             view::make(table, &relation, &table.definition()?, None)
         },
     )?;
-    // A sweep that is under way has nothing to look for any more.
+    // A sweep that is under way has nothing to look for any more. No row has any name: `strangers` stays 0.
     spi::execute(
         "update migrator.upgraded set generation = generation + 1, sweep_kind = null, verified_at = null, lacking = null where relation = $1",
         &[pg_sys::Oid::from(oid).into()],
@@ -157,10 +161,10 @@ pub fn clean(table: &Upgraded) -> Result<Clean, Failure> {
     crash::point("step.forgotten");
     let what = format!("retired names of table {} could not be forgotten", table.relation.name.plain());
     install::apply(table, &what, false, None)?;
-    // Nothing was added that a sweep would have to bring to rows.
+    // Nothing was added that a sweep would have to bring to rows; the names that the last look found are those that there are.
     spi::execute(
-        "update migrator.upgraded set sweep_generation = generation, verified_at = pg_catalog.clock_timestamp(), lacking = 0 where relation = $1",
-        &[pg_sys::Oid::from(table.relation.oid).into()],
+        "update migrator.upgraded set sweep_generation = generation, verified_at = pg_catalog.clock_timestamp(), lacking = 0, strangers = $2 where relation = $1",
+        &[pg_sys::Oid::from(table.relation.oid).into(), now.state.strangers.into()],
     )?;
     Ok(Clean::Done)
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 
 /// Stops batches; the guard goes on.
 pub fn pause(table: &Upgraded) -> Result<(), Failure> {
+    let table = &table.held()?;
     spi::execute(
         "update migrator.upgraded set paused_at = coalesce(paused_at, pg_catalog.clock_timestamp()) where relation = $1",
         &[pg_sys::Oid::from(table.relation.oid).into()],
@@ -39,13 +40,13 @@ pub fn resume(table: &Upgraded) -> Result<(), Failure> {
 
 /// Has every row looked at again.
 pub fn verify(table: &Upgraded) -> Result<(), Failure> {
+    let table = &table.held()?;
     spi::execute(
-        "update migrator.upgraded set verified_at = null, lacking = null where relation = $1",
+        "update migrator.upgraded set verified_at = null, lacking = null, strangers = null where relation = $1",
         &[pg_sys::Oid::from(table.relation.oid).into()],
     )?;
-    spi::execute(
-        "update migrator.upgrade set state = 'running', completed_at = null where relation = $1 and state = 'complete'",
-        &[pg_sys::Oid::from(table.relation.oid).into()],
-    )?;
+    for upgrade in table.registered()? {
+        complete::not_any_more(upgrade.id)?;
+    }
     table.event("verify", "every row is to be looked at again", json!({}))
 }

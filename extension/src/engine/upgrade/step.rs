@@ -172,7 +172,9 @@ fn note(table: &Upgraded, reason: Option<&str>) -> Result<(), Failure> {
 }
 
 fn blocked(table: &Upgraded, why: Failure) -> Result<Step, Failure> {
-    written::block(table, &table.definition()?, &why)?;
+    if !written::block(table, &table.definition()?, &why)? {
+        return Ok(another());
+    }
     Ok(Step { done: true, ..Step::wait("blocked", 1000, why.message) })
 }
 
@@ -293,13 +295,16 @@ fn nothing_to_claim(table: &Upgraded, kind: Kind, lease_ms: i32) -> Result<Step,
     {
         return Ok(Step::new(state(kind)));
     }
+    // A dump has the sweep and not its chunks: then nobody has looked at the rows that are there.
+    let looks = sum.chunks == 0 || kind == Kind::Upgrade;
+    if let Some(why) = if looks { table::key_gone(&now)? } else { None } {
+        return blocked(&now, why);
+    }
+    if sum.chunks == 0 && !sweep::is_empty(&now)? {
+        return begin(&now, Kind::Upgrade);
+    }
     match kind {
-        Kind::Upgrade => {
-            if let Some(why) = table::key_gone(&now)? {
-                return blocked(&now, why);
-            }
-            sweep::begin(&now, Kind::Verify, FIRST * 10)?;
-        }
+        Kind::Upgrade => sweep::begin(&now, Kind::Verify, FIRST * 10)?,
         Kind::Verify => complete::ended(&now)?,
     }
     Ok(Step::new("verifying"))
@@ -343,7 +348,9 @@ fn upgrade(
     let done = match outcome {
         Ok(done) => done,
         Err(failure) if sqlstate::belongs_to_program(&failure.code) => {
-            written::block(table, definition, &failure)?;
+            if !written::block(table, definition, &failure)? {
+                return Ok(another());
+            }
             return Ok(Step { done: true, ..Step::wait("blocked", 1000, failure.message) });
         }
         Err(failure) => return Err(failure),
@@ -458,10 +465,15 @@ fn over_budget(table: &Upgraded) -> Result<bool, Failure> {
     let hint = format!(
         "select sqlstate, message, count(*) from migrator.upgrade_failures where relation = {name} group by 1, 2; shows why. Then retire the upgrade and register a better one, or go on: select migrator.resume_upgrades({name});"
     );
-    spi::execute(
-        "update migrator.upgraded set blocked = $2, blocked_hint = $3 where relation = $1",
+    // Who has the row may be waiting for the table, which this batch holds: the next one in which a row fails looks again.
+    let taken = spi::execute(
+        "update migrator.upgraded set blocked = $2, blocked_hint = $3 where relation = $1 \
+           and relation in (select u.relation from migrator.upgraded u where u.relation = $1 for no key update skip locked)",
         &[pg_sys::Oid::from(table.relation.oid).into(), why.clone().into(), hint.into()],
     )?;
+    if taken == 0 {
+        return Ok(false);
+    }
     table.event("blocked", &why, json!({"failed": aside, "budget": budget}))?;
     Ok(true)
 }

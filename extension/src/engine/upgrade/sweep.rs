@@ -56,16 +56,19 @@ impl Chunk {
 
 /// Begins a sweep. The caller holds the table's row in `migrator.upgraded`.
 pub fn begin(table: &Upgraded, kind: Kind, first_batch: i32) -> Result<(), Failure> {
-    #[derive(Deserialize)]
-    struct Key {
-        key: Vec<String>,
-    }
     let keyset = Keyset::of(table)?;
     let oid = pg_sys::Oid::from(table.relation.oid);
     let sweep = table.state.sweep + 1;
     spi::execute("delete from migrator.sweep_chunk where relation = $1", &[oid.into()])?;
     // Who notes one of these commits it with its row: this sweep, whose snapshots come later, sees every row that is forgotten here.
-    spi::execute("delete from migrator.upgrade_unnoted where relation = $1", &[oid.into()])?;
+    // Until it does, the upgrade is one that is not complete; where somebody writes that he is not waited for, and the note stays.
+    spi::execute(
+        "with l as (select g.id from migrator.upgrade g where g.relation = $1 \
+               and exists (select from migrator.upgrade_unnoted n where n.upgrade = g.id) for no key update skip locked), \
+           u as (update migrator.upgrade g set state = 'running', completed_at = null from l where g.id = l.id and g.state = 'complete') \
+         delete from migrator.upgrade_unnoted n using l where n.upgrade = l.id",
+        &[oid.into()],
+    )?;
     spi::execute(
         "update migrator.upgraded set sweep = $2, sweep_kind = $3, sweep_generation = generation, sweep_began = pg_catalog.clock_timestamp(), \
          rows_vacuumed = 0, rows_total = greatest(0, (select case when c.relkind = 'p' then (select sum(greatest(0, m.reltuples)) \
@@ -73,10 +76,9 @@ pub fn begin(table: &Upgraded, kind: Kind, first_batch: i32) -> Result<(), Failu
              from pg_catalog.pg_class c where c.oid = $1))::bigint where relation = $1",
         &[oid.into(), sweep.into(), kind.name().into()],
     )?;
-    let last: Vec<Key> = keyset.query(&keyset.table().last(), &[])?;
-    let Some(last) = last.into_iter().next() else { return Ok(()) };
+    let Some(last) = last(&keyset)? else { return Ok(()) };
     let mut after: Option<Vec<String>> = None;
-    let bounds = bounds(table, &keyset)?.into_iter().chain([last.key]);
+    let bounds = bounds(table, &keyset)?.into_iter().chain([last]);
     for (number, until) in (0_i32..).zip(bounds) {
         spi::execute(
             "insert into migrator.sweep_chunk (relation, sweep, number, key_after, key_until, batch_rows) values ($1, $2, $3, $4, $5, $6)",
@@ -85,6 +87,20 @@ pub fn begin(table: &Upgraded, kind: Kind, first_batch: i32) -> Result<(), Failu
         after = Some(until);
     }
     Ok(())
+}
+
+/// Whether there is no row to pass.
+pub fn is_empty(table: &Upgraded) -> Result<bool, Failure> {
+    Ok(last(&Keyset::of(table)?)?.is_none())
+}
+
+fn last(keyset: &Keyset<'_>) -> Result<Option<Vec<String>>, Failure> {
+    #[derive(Deserialize)]
+    struct Key {
+        key: Vec<String>,
+    }
+    let last: Vec<Key> = keyset.query(&keyset.table().last(), &[])?;
+    Ok(last.into_iter().next().map(|last| last.key))
 }
 
 /// Blocks that are looked at for the bounds of chunks.

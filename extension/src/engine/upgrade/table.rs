@@ -109,15 +109,22 @@ impl Upgraded {
         let name = Relation::find(oid).ok().flatten().map_or(oid.to_string(), |relation| relation.name.plain());
         if let Some(now) = exchanged_for(oid)? {
             let now = Relation::get(now)?.name.plain();
-            return Err(Failure::new(code::SERIALIZATION, format!("{now} is another table since the call began"))
-                .detail(format!(
-                    "Its upgrades have moved on from {name} with a swap or a rollback. Nothing was changed."
-                ))
-                .hint(format!("Call it again for {}.", literal(&now))));
+            return Err(exchanged(&now, &format!("Its upgrades have moved on from {name} with a swap or a rollback.")));
         }
         Err(Failure::new(code::UNDEFINED_OBJECT, format!("table {name} has no upgrades"))
             .detail("Nothing was changed.")
             .hint("select * from migrator.upgrades; lists what is registered; select migrator.register_upgrade(…) registers one."))
+    }
+
+    /// The table as it is when its lock is granted, or a refusal: what waited behind a swap or a rollback has the lock of the
+    /// table that was put aside, in another schema. Where nothing was registered before, nothing has moved on either.
+    pub fn still_there(&self) -> Result<Relation, Failure> {
+        let now = Relation::get(self.relation.oid)?;
+        if now.name.schema == self.relation.name.schema {
+            return Ok(now);
+        }
+        let detail = format!("The one that was meant is {} by now.", now.name.plain());
+        Err(exchanged(&self.relation.name.plain(), &detail))
     }
 
     /// Holds the table, as a reader does, before anything that is noted of its upgrades is read or locked: an exchange holds the
@@ -210,6 +217,12 @@ fn taken(relation: &Relation, failure: Failure) -> Failure {
     .hint("Call it again when that transaction has ended.")
 }
 
+fn exchanged(name: &str, detail: &str) -> Failure {
+    Failure::new(code::SERIALIZATION, format!("{name} is another table since the call began"))
+        .detail(format!("{detail} Nothing was changed."))
+        .hint(format!("Call it again for {}.", literal(name)))
+}
+
 /// The table that took the place of this one in a change that is under way, if that one has upgrades.
 fn exchanged_for(oid: u32) -> Result<Option<u32>, Failure> {
     #[derive(Deserialize)]
@@ -248,7 +261,7 @@ pub fn event(relation: u32, kind: &str, message: &str, detail: Value) -> Result<
 pub fn registered(oid: u32) -> Result<Vec<Registered>, Failure> {
     spi::fetch(
         "select g.id, g.name, g.ordinal, g.kind, case when g.state = 'complete' and (exists (select from migrator.upgrade_failure f where f.relation = g.relation and f.upgrade = g.id) \
-             or exists (select from migrator.upgrade_unnoted n where n.relation = g.relation and n.upgrade = g.id)) then 'running' else g.state end as state, g.definition, g.definition -> 'settings_list' as settings \
+             or exists (select from migrator.upgrade_unnoted n where n.upgrade = g.id)) then 'running' else g.state end as state, g.definition, g.definition -> 'settings_list' as settings \
          from migrator.upgrade g where g.relation = $1 and g.state <> 'retired' order by g.ordinal, g.id",
         &[pg_sys::Oid::from(oid).into()],
     )
@@ -311,7 +324,7 @@ pub fn renew_key(oid: u32, key: &[Ident]) -> Result<bool, Failure> {
     }
     let names: Vec<String> = key.iter().map(|column| column.as_str().to_owned()).collect();
     spi::execute(
-        "update migrator.upgraded set key = $2::name[], sweep_kind = null, verified_at = null, lacking = null where relation = $1",
+        "update migrator.upgraded set key = $2::name[], sweep_kind = null, verified_at = null, lacking = null, strangers = null where relation = $1",
         &[relation.into(), names.clone().into()],
     )?;
     if before.key.is_empty() {
