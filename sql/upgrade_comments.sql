@@ -362,4 +362,5 @@ comment on column migrator.upgrade_event.message is 'What happened, a sentence.'
 comment on column migrator.upgrade_event.detail is 'Figures and names, as an object.';
 comment on sequence migrator.upgrade_event_id_seq is 'Internal: order of the events.';
 
+comment on function migrator._counts(boolean) is 'Internal: counts a row that the batch in hand looks at, and returns what it is given.';
 comment on function migrator._in_time() is 'Internal: whether the batch in hand may write one more row.';

@@ -47,6 +47,7 @@ extension_sql_file!(
         api::upgrade::register_upgrade,
         api::upgrade::explain_upgrade,
         api::upgrade::step,
+        api::upgrade::_counts,
         api::upgrade::_in_time,
         api::upgrade::retire_upgrade,
         api::upgrade::forget_upgrades,

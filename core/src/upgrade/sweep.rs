@@ -126,27 +126,42 @@ impl Table<'_> {
     }
 
     /// What a batch does: locks the rows of the range that lack something and that nobody else has locked, and writes
-    /// them; the guard applies what there is to apply. One jsonb: rows `scanned` and `pending`, of these `locked` and `written`.
+    /// them; the guard applies what there is to apply. One jsonb: rows `locked` and `written`. How many rows it looked at, and
+    /// how many of them lack something, `migrator._counts()` keeps: to count them here would be a second look at each.
     ///
     /// Row by row and not by range: an UPDATE of a range waits for rows that are locked, and whoever holds those may wait for
-    /// rows of ours. By place (ctid) where there is but one heap: nobody moves a row that is locked. A row that was moved
-    /// between the statement's snapshot and the lock is locked at a place that the snapshot does not show: it counts as
-    /// `locked` and not as `written`, and the caller takes it by its key. Likewise all rows for which there was no time left.
+    /// rows of ours. By place (ctid) where there is but one heap: nobody moves a row that is locked; all places at once, for a
+    /// join asks the system for the size of the file at each row. A row that was moved between the statement's snapshot and
+    /// the lock is locked at a place that the snapshot does not show: it counts as `locked` and not as `written`, and the
+    /// caller takes it by its key. Likewise all rows for which there was no time left.
     #[must_use]
     pub fn write(&self, definition: &Definition, range: &Range) -> String {
-        let lacking = lacking(definition);
-        let filter = range.filter(self.key);
+        let only = if self.one_heap { "only " } else { "" };
+        let rows = format!(
+            "{only}{} l where {} and migrator._counts({}) for no key update of l skip locked",
+            self.name,
+            range.filter(self.key),
+            lacking(definition)
+        );
+        let (locked, count, written) = if self.one_heap {
+            (
+                format!("select pg_catalog.array_agg(k.place) as places, count(*) as rows from (select l.ctid as place from {rows}) k"),
+                "select k.rows from locked k",
+                "where l.ctid operator(pg_catalog.=) any ((select k.places from locked k)::pg_catalog.tid[])".to_owned(),
+            )
+        } else {
+            (
+                format!("select {} from {rows}", self.named()),
+                "select count(*) from locked",
+                format!("from locked k where {}", self.same()),
+            )
+        };
         format!(
-            "with locked as materialized (select {keys} from {from} l where {filter} and {lacking} for no key update of l skip locked), \
-             written as (update {from} l set {column} = l.{column} from locked k where {same} and migrator._in_time() returning 1), \
-             seen as materialized (select count(*) as scanned, count(*) filter (where {lacking}) as pending from {table} l where {filter}) \
-             select pg_catalog.jsonb_build_object('scanned', s.scanned, 'pending', s.pending, 'locked', (select count(*) from locked), \
-             'written', (select count(*) from written)) from seen s",
-            from = if self.one_heap { format!("only {}", self.name) } else { self.name.to_string() },
-            keys = if self.one_heap { "l.ctid as place".to_owned() } else { self.named() },
-            table = self.name,
+            "with locked as materialized ({locked}), \
+             written as (update {only}{} l set {column} = l.{column} {written} and migrator._in_time() returning 1) \
+             select pg_catalog.jsonb_build_object('locked', ({count}), 'written', (select count(*) from written))",
+            self.name,
             column = Ident::from(COLUMN),
-            same = if self.one_heap { "l.ctid operator(pg_catalog.=) k.place".to_owned() } else { self.same() },
         )
     }
 
@@ -157,8 +172,7 @@ impl Table<'_> {
             "with wanted as materialized (select {wanted} from pg_catalog.jsonb_array_elements($1) j), \
              locked as materialized (select {keys} from {table} l, wanted k where {same} for no key update of l skip locked), \
              written as (update {table} l set {column} = l.{column} from locked k where {same} and migrator._in_time() returning 1) \
-             select pg_catalog.jsonb_build_object('scanned', (select count(*) from wanted), 'pending', (select count(*) from wanted), \
-             'locked', (select count(*) from locked), 'written', (select count(*) from written))",
+             select pg_catalog.jsonb_build_object('locked', (select count(*) from locked), 'written', (select count(*) from written))",
             wanted = self.named_in("j"),
             keys = self.named(),
             table = self.name,

@@ -5,7 +5,7 @@ use crate::api::arguments::{RegClass, RegProcedure};
 use crate::catalog::{cost, kept, role, settings};
 use crate::engine::upgrade::register::Request;
 use crate::engine::upgrade::table::{self, Upgraded};
-use crate::engine::upgrade::{bound, explain, forget, install, retire, settle, step};
+use crate::engine::upgrade::{bound, explain, forget, install, looked, retire, settle, step};
 use migrator_core::failure::{Ending, Failure, NOTHING_CHANGED};
 use pgrx::JsonB;
 use pgrx::prelude::*;
@@ -185,6 +185,12 @@ fn step(
 #[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
 fn _in_time() -> bool {
     bound::is_in_time()
+}
+
+/// Counts a row that the batch in hand looks at. Its cost has it asked after everything else, of the rows of the batch only.
+#[pg_extern(volatile, parallel_unsafe, cost = 1000000, requires = ["upgrades"])]
+fn _counts(lacks: bool) -> bool {
+    looked::count(lacks)
 }
 
 /// Makes an upgrade's name mean nothing, and rows lose it.

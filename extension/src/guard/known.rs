@@ -1,11 +1,12 @@
 //! What this session knows of a table's guard: the definition, read once, and where its columns are.
 
+use super::marks::Written;
 use super::refuses::{self, Refusals};
 use crate::catalog::bulk::attribute;
 use crate::catalog::expression::{self, Type};
 use migrator_core::failure::Failure;
 use migrator_core::ident::Ident;
-use migrator_core::upgrade::{COLUMN, Definition};
+use migrator_core::upgrade::{COLUMN, Definition, Marks};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -21,7 +22,9 @@ pub struct Known {
     pub columns: Vec<Columns>,
     /// For each upgrade, its expressions, prepared at first use.
     trees: RefCell<Vec<Option<Vec<*mut pg_sys::Expr>>>>,
-    /// Where the trees are.
+    /// The names that a row got last.
+    written: Written,
+    /// Where the trees and the array of those names are.
     context: pg_sys::MemoryContext,
     text: String,
 }
@@ -141,7 +144,7 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
             upgrade.deferred |= columns.refusals.any;
         }
         let trees = RefCell::new(vec![None; definition.upgrades.len()]);
-        Some(Known { definition, marks, columns, trees, context, text })
+        Some(Known { definition, marks, columns, trees, written: Written::default(), context, text })
     }
 }
 
@@ -184,6 +187,11 @@ unsafe fn unwritten(table: pg_sys::Relation, place: usize, context: pg_sys::Memo
 }
 
 impl Known {
+    /// An array of these names, until it is asked for that of others.
+    pub fn array(&self, marks: Marks) -> pg_sys::Datum {
+        self.written.array(self.context, marks)
+    }
+
     /// The expressions of an upgrade, ready for the executor, in the order of its outputs. Runs under the role and settings
     /// of the evaluation: literals are read while parsing.
     ///

@@ -8,6 +8,7 @@ mod current;
 mod failed;
 mod image;
 mod known;
+mod marks;
 mod refuses;
 mod row;
 mod run;

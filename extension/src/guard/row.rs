@@ -2,13 +2,14 @@
 
 use super::image;
 use super::known::{Known, Unwritten};
+use super::marks;
 use super::run::{self, Busy, Run};
 use crate::catalog::attempt::attempt;
 use crate::catalog::bulk::attribute;
 use crate::catalog::role;
 use migrator_core::failure::Failure;
 use migrator_core::upgrade::{Act, Marks, Row as Kind, Written, decide};
-use pgrx::{FromDatum, IntoDatum, pg_sys};
+use pgrx::pg_sys;
 use std::rc::Rc;
 
 /// Who applies upgrades.
@@ -85,11 +86,14 @@ impl<'a> Row<'a> {
     pub unsafe fn apply(&mut self) -> Result<(), Failure> {
         let known = self.known;
         // SAFETY: the column is of type text[], which registration saw to.
-        let (had, (mut marks, clean)) = unsafe {
-            let had = self.old.as_ref().map_or_else(Marks::default, |old| read_marks(old.get(known.marks)).0);
-            (had, read_marks(self.new.get(known.marks)))
+        let (before, clean) = unsafe { marks::read(self.new.get(known.marks)) };
+        // SAFETY: the same; the statement has rarely touched it.
+        let had = unsafe {
+            self.is_changed(known.marks)
+                .then(|| self.old.as_ref().map_or_else(Marks::default, |old| marks::read(old.get(known.marks)).0))
         };
-        let before = marks.clone();
+        let had = had.as_ref().unwrap_or(&before);
+        let mut marks = before.clone();
         for name in &known.definition.retired {
             marks.clear(name);
         }
@@ -137,8 +141,7 @@ impl<'a> Row<'a> {
             }
         }
         if marks != before || !clean {
-            self.new.values[known.marks] =
-                marks.names().to_vec().into_datum().expect("an array of names, perhaps empty");
+            self.new.values[known.marks] = known.array(marks);
             self.new.nulls[known.marks] = false;
             self.changed.push(known.marks);
         }
@@ -153,7 +156,7 @@ impl<'a> Row<'a> {
     /// The names that the row has.
     pub fn marks(&self) -> Marks {
         // SAFETY: the column is of type text[].
-        unsafe { read_marks(self.new.get(self.known.marks)).0 }
+        unsafe { marks::read(self.new.get(self.known.marks)).0 }
     }
 
     /// The names that it should have, in order.
@@ -305,30 +308,4 @@ impl<'a> Row<'a> {
 
 fn derives(act: Act) -> bool {
     matches!(act, Act::Derive | Act::DeriveOthers)
-}
-
-/// The names in a text[], whatever its dimensions.
-unsafe fn read_marks(value: Option<pg_sys::Datum>) -> (Marks, bool) {
-    let Some(value) = value else { return (Marks::default(), false) };
-    // SAFETY: an array of text; deconstruct_array() gives elements in order for any number of dimensions.
-    unsafe {
-        let array = pg_sys::pg_detoast_datum(value.cast_mut_ptr()).cast::<pg_sys::ArrayType>();
-        let (mut elements, mut nulls, mut count) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
-        let align = i8::try_from(b'i').expect("a letter");
-        pg_sys::deconstruct_array(
-            array,
-            pg_sys::TEXTOID,
-            -1,
-            false,
-            align as std::ffi::c_char,
-            &raw mut elements,
-            &raw mut nulls,
-            &raw mut count,
-        );
-        let names: Vec<Option<String>> = (0..usize::try_from(count).unwrap_or(0))
-            .map(|place| String::from_datum(*elements.add(place), *nulls.add(place)))
-            .collect();
-        let (marks, clean) = Marks::read(names.iter().map(Option::as_deref));
-        (marks, clean && (*array).ndim <= 1)
-    }
 }

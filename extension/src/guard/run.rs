@@ -4,6 +4,7 @@
 //! Nothing of it outlives its statement: functions keep state with their expression that may belong to the transaction.
 
 use super::known::Known;
+use super::marks;
 use crate::catalog::bulk::attribute;
 use migrator_core::failure::Failure;
 use pgrx::pg_sys;
@@ -37,6 +38,8 @@ impl Statement {
     }
 }
 
+type States = Rc<[*mut pg_sys::ExprState]>;
+
 /// What a statement evaluates with.
 pub struct Run {
     statement: Statement,
@@ -47,7 +50,7 @@ pub struct Run {
     econtext: *mut pg_sys::ExprContext,
     slot: *mut pg_sys::TupleTableSlot,
     result: *mut pg_sys::ResultRelInfo,
-    states: RefCell<Vec<Option<Vec<*mut pg_sys::ExprState>>>>,
+    states: RefCell<Vec<Option<States>>>,
     /// Between `reset` and the end of its row. A function that an expression calls may come here again.
     busy: Cell<bool>,
 }
@@ -180,7 +183,7 @@ impl Run {
                     let value = pg_sys::ffi::pg_guard_ffi_boundary(|| evaluate(*state, self.econtext, &raw mut null));
                     let length = (*attribute((*self.slot).tts_tupleDescriptor, *place)).attlen;
                     // An expanded value that somebody else may change is no value of a row.
-                    let value = if !null && length == -1 {
+                    let value = if !null && length == -1 && !marks::is_plain(value.cast_mut_ptr()) {
                         pg_sys::Datum::from(pg_sys::pg_detoast_datum_packed(value.cast_mut_ptr()))
                     } else {
                         value
@@ -193,12 +196,12 @@ impl Run {
         }
     }
 
-    unsafe fn states(&self, table: pg_sys::Relation, upgrade: usize) -> Result<Vec<*mut pg_sys::ExprState>, Failure> {
+    unsafe fn states(&self, table: pg_sys::Relation, upgrade: usize) -> Result<States, Failure> {
         if let Some(states) = &self.states.borrow()[upgrade] {
             return Ok(states.clone());
         }
         // SAFETY: planned trees; the states lie with the statement.
-        let states: Vec<_> = unsafe {
+        let states: States = unsafe {
             let trees = self.known.trees(table, upgrade)?;
             let previous = pg_sys::MemoryContextSwitchTo(self.context);
             let states = trees.into_iter().map(|tree| pg_sys::ExecInitExpr(tree, std::ptr::null_mut())).collect();

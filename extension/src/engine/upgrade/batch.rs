@@ -6,6 +6,7 @@
 
 use super::bound::Within;
 use super::keyset::Keyset;
+use super::looked;
 use super::table::Upgraded;
 use crate::catalog::attempt::attempt;
 use crate::catalog::spi;
@@ -40,11 +41,9 @@ pub struct Done {
     pub cut: bool,
 }
 
-/// What one statement did.
+/// What one statement did to the rows that lack something.
 #[derive(Debug, Deserialize)]
 struct Counts {
-    scanned: i64,
-    pending: i64,
     locked: i64,
     written: i64,
 }
@@ -87,16 +86,16 @@ impl<'a> Batch<'a> {
     /// Brings up the rows of a range.
     pub fn range(&self, range: &Range) -> Result<Done, Failure> {
         let sql = self.keyset.table().write(self.definition, range);
-        let whole = self.attempt(usize::MAX, &sql, None);
+        let (whole, looked) = looked::at(|| self.attempt(usize::MAX, &sql, None));
         crash::point("step.written");
         let mut done = Done::default();
         let mut held = false;
         match whole {
             Ok(counts) => {
-                done.scanned = counts.scanned;
+                done.scanned = looked.rows;
                 done.written = counts.written;
                 done.cut = self.was_cut();
-                if counts.written >= counts.pending || done.cut {
+                if counts.written >= looked.lacking || done.cut {
                     return Ok(done);
                 }
                 held = counts.written == counts.locked;
@@ -137,7 +136,7 @@ impl<'a> Batch<'a> {
         }
         let sql = self.keyset.table().write_keys();
         match self.attempt(usize::MAX, &sql, Some(&keys)) {
-            Ok(counts) if counts.written == counts.pending => {
+            Ok(counts) if usize::try_from(counts.written) == Ok(keys.len()) => {
                 done.written += counts.written;
                 Ok(())
             }
