@@ -54,7 +54,8 @@ pub struct Upgrade {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_place: bool,
     /// A derived value could make an application's write fail (a unique key, a foreign key, a policy): only batches derive it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    /// Not part of what is registered: it follows from the table as it is when a row is written.
+    #[serde(skip)]
     pub deferred: bool,
 }
 

@@ -141,15 +141,19 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
             })
             .collect::<Option<Vec<Columns>>>()?;
         for (upgrade, columns) in definition.upgrades.iter_mut().zip(&columns) {
-            upgrade.deferred |= columns.refusals.any;
+            upgrade.deferred = columns.refusals.any;
         }
         let trees = RefCell::new(vec![None; definition.upgrades.len()]);
         Some(Known { definition, marks, columns, trees, written: Written::default(), context, text })
     }
 }
 
-unsafe fn place(row: pg_sys::TupleDesc, name: &Ident) -> Option<usize> {
-    // SAFETY: a descriptor of the relation cache.
+/// The place of a column, from 0.
+///
+/// # Safety
+/// A descriptor of the relation cache.
+pub unsafe fn place(row: pg_sys::TupleDesc, name: &Ident) -> Option<usize> {
+    // SAFETY: the caller's.
     unsafe {
         (0..usize::try_from((*row).natts).ok()?).find(|place| {
             let column = &*attribute(row, *place);

@@ -15,6 +15,7 @@ mod run;
 mod trigger;
 
 pub use failed::store;
+pub use refuses::{Refusal, refusal};
 pub use trigger::{at, in_batch};
 
 /// The guard's name on every table: BEFORE triggers fire in the order of their names, and this one has to be the last.

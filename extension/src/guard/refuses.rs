@@ -1,7 +1,10 @@
-//! What may refuse a derived value behind the guard's back: indexes and foreign keys, as the table has them now. The guard can try CHECK and
-//! NOT NULL beforehand; these it cannot, so where one of them may refuse a value, batches derive it, which may fail.
+//! What may refuse a derived value behind the guard's back: indexes, foreign keys and policies, as the table has them now. The guard
+//! can try CHECK and NOT NULL beforehand; these it cannot, so where one of them may refuse a value, batches derive it, which may
+//! fail. Nor does a new row move to another partition once triggers were fired; a partition key is part of every unique key.
 
+use super::known;
 use crate::catalog::bulk::attribute;
+use migrator_core::ident::Ident;
 use pgrx::{PgList, pg_sys};
 
 /// Bytes of the columns of one index, up to which every row fits: btree and GIN take a third of a page, 2704 bytes with all that
@@ -15,7 +18,39 @@ const ARRAY_OPS: u32 = 2745;
 /// FirstNormalObjectId (access/transam.h): below it is what PostgreSQL itself brings.
 const FIRST_OF_OTHERS: u32 = 16_384;
 
-/// What a table's indexes and foreign keys say of some of its columns.
+/// What a table may refuse of an upgrade's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Refusal {
+    /// Nothing that the guard cannot try.
+    None,
+    /// Values that are too long.
+    Long,
+    /// Values, whatever they are like.
+    Any,
+}
+
+/// What a table, if it is still there, may refuse of the columns of these names.
+pub fn refusal(table: pg_sys::Oid, columns: &[&Ident]) -> Refusal {
+    let mode = i32::try_from(pg_sys::AccessShareLock).expect("a small number");
+    // SAFETY: opened and closed here; an error ends the transaction and with it the lock.
+    unsafe {
+        let table = pg_sys::try_relation_open(table, mode);
+        if table.is_null() {
+            return Refusal::None;
+        }
+        let row = (*table).rd_att;
+        let places: Vec<usize> = columns.iter().filter_map(|column| known::place(row, column)).collect();
+        let found = of(table, &places);
+        pg_sys::relation_close(table, mode);
+        match found {
+            Refusals { any: true, .. } => Refusal::Any,
+            Refusals { long, .. } if long.is_empty() => Refusal::None,
+            _ => Refusal::Long,
+        }
+    }
+}
+
+/// What a table's indexes, foreign keys and policies say of some of its columns.
 pub struct Refusals {
     /// A value may be refused, whatever it is like.
     pub any: bool,
@@ -32,6 +67,13 @@ pub unsafe fn of(table: pg_sys::Relation, outputs: &[usize]) -> Refusals {
     // SAFETY: the lists are copies of the relation cache's; an index of a locked table cannot be dropped.
     unsafe {
         let outputs = Outputs::of(table, outputs);
+        if outputs.all.is_empty() {
+            return found;
+        }
+        if by_policy(table, &outputs) {
+            found.any = true;
+            return found;
+        }
         let keys = PgList::<pg_sys::ForeignKeyCacheInfo>::from_pg(pg_sys::RelationGetFKeyList(table));
         found.any = keys.iter_ptr().any(|key| {
             let columns = &(&(*key).conkey)[..usize::try_from((*key).nkeys).unwrap_or(0)];
@@ -90,6 +132,23 @@ unsafe fn look(table: pg_sys::Relation, index: pg_sys::Relation, outputs: &Outpu
             return;
         }
         found.long.push(long);
+    }
+}
+
+/// A row that a policy does not let its writer write, or see again, fails his statement. Whom a policy is for does not count: who
+/// will write is not known.
+unsafe fn by_policy(table: pg_sys::Relation, outputs: &Outputs) -> bool {
+    // SAFETY: the relation cache's own list; it has one only while row-level security is on.
+    unsafe {
+        let Some(security) = (*table).rd_rsdesc.as_ref() else { return false };
+        let policies = PgList::<pg_sys::RowSecurityPolicy>::from_pg(security.policies);
+        policies.iter_ptr().any(|policy| {
+            let policy = &*policy;
+            // What a subquery reads is not seen from outside.
+            policy.hassublinks
+                || mentions(policy.qual.cast(), &outputs.all)
+                || mentions(policy.with_check_qual.cast(), &outputs.all)
+        })
     }
 }
 

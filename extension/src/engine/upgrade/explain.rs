@@ -8,6 +8,7 @@ use super::{rewrite, table, view};
 use crate::catalog::attempt::attempt;
 use crate::catalog::lock;
 use crate::catalog::{role, spi};
+use crate::guard::Refusal;
 use migrator_core::failure::Failure;
 use migrator_core::ident::{Ident, Name};
 use migrator_core::upgrade::{COLUMN, Upgrade};
@@ -58,6 +59,7 @@ pub fn rows(request: &Request) -> Result<Vec<Row>, Failure> {
     let mut definition = table::define(wish.key.clone(), &wish.others);
     definition.settings.push(request.settings.clone());
     definition.upgrades.push(Upgrade { settings: definition.settings.len() - 1, ..wish.upgrade.clone() });
+    let deferred = table::refusal(&wish.relation, &wish.upgrade)? == Refusal::Any;
     for statement in install::trigger(&wish.relation, &definition) {
         rows.push(Row {
             step: "register_upgrade",
@@ -66,7 +68,7 @@ pub fn rows(request: &Request) -> Result<Vec<Row>, Failure> {
             lock: Some(lock::Mode::ShareRowExclusive.name()),
             held: Some(held.clone()),
             cost: Cost::default(),
-            note: wish.upgrade.deferred.then(|| {
+            note: deferred.then(|| {
                 "derived in batches only: a derived value could make an application's statement fail".to_owned()
             }),
         });

@@ -9,7 +9,7 @@ use crate::catalog::relation::Relation;
 use crate::catalog::spi;
 use crate::crash;
 use crate::engine::sync::warn_of_standbys;
-use crate::guard::TRIGGER;
+use crate::guard::{Refusal, TRIGGER};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal, plain};
 use migrator_core::upgrade::{COLUMN, Definition};
@@ -65,7 +65,7 @@ pub fn register(request: &Request) -> Result<i64, Failure> {
         relation.oid,
         "registered",
         &format!("upgrade {} was registered at place {}", request.name, wish.ordinal),
-        json!({"upgrade": request.name, "kind": wish.kind, "in_place": wish.upgrade.in_place, "deferred": wish.upgrade.deferred,
+        json!({"upgrade": request.name, "kind": wish.kind, "in_place": wish.upgrade.in_place, "deferred": table::refusal(&wish.relation, &wish.upgrade)? == Refusal::Any,
                "strategy": chosen.strategy(), "why": chosen.why}),
     )?;
     Ok(id)

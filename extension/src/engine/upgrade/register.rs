@@ -83,7 +83,6 @@ pub fn understand(request: &Request) -> Result<Wish, Failure> {
             .detail("A row that moves to another partition is a new row there, of which nobody can tell whether it was upgraded. Nothing was changed.")
             .hint("Write to a column of its own."));
     }
-    let upgrade = Upgrade { deferred: may_fail(&relation, &upgrade)?, ..upgrade };
     last_to_fire(&relation)?;
     Ok(Wish { relation, key, kind, upgrade, ordinal, adds_column, others })
 }
@@ -454,33 +453,6 @@ fn among(relation: &Relation, upgrade: &Upgrade, others: &[Registered]) -> Resul
         }
     }
     Ok(())
-}
-
-/// Whether a derived value could make an application's statement fail where the guard cannot try it first. Of indexes and foreign keys
-/// the guard knows by itself, as they are when a row is written; here it is for whoever asks what will happen.
-fn may_fail(relation: &Relation, upgrade: &Upgrade) -> Result<bool, Failure> {
-    #[derive(Deserialize)]
-    struct Found {
-        found: bool,
-    }
-    let outputs: Vec<String> = upgrade.outputs().map(|column| column.as_str().to_owned()).collect();
-    let found: Found = spi::fetch_one(
-        &format!(
-            "select w.found from (with outputs as (select a.attnum from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attname = any ($2) \
-             union select g.attnum from ({generated}) g) \
-         select exists (select from pg_catalog.pg_index i where i.indrelid = $1 \
-                         and (exists (select from pg_catalog.pg_depend d join outputs o on o.attnum = d.refobjsubid where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objid = i.indexrelid \
-                           and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = $1 and o.attnum <> all (i.indkey)) \
-                         or (i.indisunique or i.indisexclusion) and exists (select from outputs o where o.attnum = any (i.indkey)))) \
-             or exists (select from pg_catalog.pg_constraint c where c.conrelid = $1 and c.contype = 'f' and exists (select from outputs o where o.attnum = any (c.conkey))) \
-             or exists (select from pg_catalog.pg_depend d where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass \
-                         and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = $1 and d.refobjsubid in (select o.attnum from outputs o)) \
-             or exists (select from pg_catalog.pg_partitioned_table p where p.partrelid = $1 and (p.partexprs is not null or exists (select from outputs o where o.attnum = any (p.partattrs)))) as found) w",
-            generated = table::generated_from("$1")
-        ),
-        &[pg_sys::Oid::from(relation.oid).into(), outputs.into()],
-    )?;
-    Ok(found.found)
 }
 
 /// The guard has to see what other BEFORE triggers made of a row; one that is switched off makes nothing of it.

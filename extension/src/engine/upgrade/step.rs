@@ -10,6 +10,7 @@ use crate::catalog::cost::Meter;
 use crate::catalog::{lock, spi};
 use crate::crash;
 use crate::engine::{guard, load};
+use crate::guard::Refusal;
 use migrator_core::batch::{self, Aim, Pace};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::literal;
@@ -215,10 +216,10 @@ fn decide(table: &Upgraded) -> Result<Step, Failure> {
     let running: Vec<_> = registered.iter().filter(|upgrade| upgrade.state == "running").collect();
     let retiring = registered.iter().any(|upgrade| upgrade.state == "retiring");
     // Rows can come, or lose the name, without it: what only batches derive, and what application code does.
-    let may_lack = registered.iter().any(|upgrade| upgrade.definition.deferred || upgrade.kind == "application");
-    let left = |upgrade: &table::Registered| table::may_be_left(&table.relation, &upgrade.definition);
-    let may_lack = may_lack || table.state.verify_due && any(&registered, left)?;
-    if running.is_empty() && !retiring && !(may_lack && table.state.verify_due) {
+    let left = |upgrade: &table::Registered| {
+        Ok(upgrade.kind == "application" || table::refusal(&table.relation, &upgrade.definition)? > Refusal::None)
+    };
+    if running.is_empty() && !retiring && !(table.state.verify_due && any(&registered, left)?) {
         return Ok(Step { done: true, ..Step::new("complete") });
     }
     if !table.state.verified || complete::unnoted(table)? {

@@ -6,6 +6,7 @@ use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
 use crate::engine::shape::keys;
+use crate::guard::{self, Refusal};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal, plain};
 use migrator_core::upgrade::{COLUMN, Definition, Upgrade};
@@ -374,40 +375,19 @@ pub fn born_with(relation: &Relation) -> Result<Vec<String>, Failure> {
     Ok(born.names.into_iter().flatten().collect())
 }
 
-/// A query of the generated columns (attrelid, attnum) of some tables that are computed from columns whose names are in `$2`: an index
-/// over one of them is one over what it is computed from.
-pub fn generated_from(tables: &str) -> String {
-    format!(
-        "select a.attrelid, a.attnum from pg_catalog.pg_attribute a \
-         join pg_catalog.pg_attrdef e on e.adrelid = a.attrelid and e.adnum = a.attnum \
-         join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass and d.objid = e.oid \
-           and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = a.attrelid \
-         join pg_catalog.pg_attribute s on s.attrelid = a.attrelid and s.attnum = d.refobjsubid \
-         where a.attrelid in ({tables}) and a.attgenerated <> '' and s.attnum <> a.attnum and s.attname = any ($2)"
-    )
-}
-
-/// Whether a guard may leave rows of this upgrade to batches because of an index or a foreign key that is there now (`guard::refuses`
-/// says exactly which; this is never less, so it asks of an index no more than that it has to do with an output).
-pub fn may_be_left(relation: &Relation, upgrade: &Upgrade) -> Result<bool, Failure> {
+/// What the table or one of its partitions may refuse of an upgrade's outputs, as they are now.
+pub fn refusal(relation: &Relation, upgrade: &Upgrade) -> Result<Refusal, Failure> {
     #[derive(Deserialize)]
-    struct Found {
-        found: bool,
+    struct Member {
+        oid: u32,
     }
-    let outputs: Vec<String> = upgrade.outputs().map(|column| column.as_str().to_owned()).collect();
-    let found: Found = spi::fetch_one(
-        &format!(
-            "select w.found from (with tables as (select $1::pg_catalog.oid as oid union select t.relid from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t), \
-           outputs as (select a.attrelid, a.attnum from pg_catalog.pg_attribute a join tables t on t.oid = a.attrelid where a.attname = any ($2) \
-             union {generated}) \
-         select exists (select from pg_catalog.pg_index i join tables t on t.oid = i.indrelid where i.indexprs is not null or i.indpred is not null \
-                 or exists (select from outputs o where o.attrelid = i.indrelid and o.attnum = any (i.indkey))) \
-             or exists (select from pg_catalog.pg_constraint c join outputs o on o.attrelid = c.conrelid where c.contype = 'f' and o.attnum = any (c.conkey)) as found) w",
-            generated = generated_from("select t.oid from tables t")
-        ),
-        &[pg_sys::Oid::from(relation.oid).into(), outputs.into()],
+    let members: Vec<Member> = spi::fetch(
+        "select $1::pg_catalog.int8 as oid union select t.relid::pg_catalog.int8 from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t \
+         join pg_catalog.pg_class c on c.oid = t.relid where c.relkind <> 'f'",
+        &[pg_sys::Oid::from(relation.oid).into()],
     )?;
-    Ok(found.found)
+    let outputs: Vec<&Ident> = upgrade.outputs().collect();
+    Ok(members.iter().map(|member| guard::refusal(member.oid.into(), &outputs)).max().unwrap_or(Refusal::None))
 }
 
 /// Refuses a caller who neither owns the table nor is a member of its owner.
