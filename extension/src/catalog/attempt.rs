@@ -2,11 +2,11 @@
 
 use crate::raise;
 use migrator_core::failure::{Failure, code};
-use pgrx::PgTryBuilder;
-use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
+use pgrx::{PgTryBuilder, pg_guard, pg_sys};
+use std::cell::RefCell;
+use std::ffi::{CStr, CString};
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Runs `work` in a subtransaction of its own. A PostgreSQL error or an `Err` rolls back everything that
 /// `work` did, locks included, and comes back as a `Failure` with its SQLSTATE.
@@ -31,7 +31,7 @@ pub fn attempt_unless<T>(work: impl FnOnce() -> Result<T, Failure>, ours: impl F
         let before = pg_sys::error_context_stack;
         let mut link =
             pg_sys::ErrorContextCallback { previous: before, callback: Some(remember_code), arg: std::ptr::null_mut() };
-        RAISED.store(0, Ordering::Relaxed);
+        RAISED.set(None);
         pg_sys::error_context_stack = &raw mut link;
         let outcome = PgTryBuilder::new(AssertUnwindSafe(move || {
             let work = work;
@@ -54,19 +54,37 @@ pub fn attempt_unless<T>(work: impl FnOnce() -> Result<T, Failure>, ours: impl F
     }
 }
 
-/// The SQLSTATE of the error that was raised last, as PostgreSQL packs it. The reports of pgrx know only those that
-/// PostgreSQL itself defines, and call any other, which a user's trigger or function chose, an internal error (XX000).
-static RAISED: AtomicI32 = AtomicI32::new(0);
+/// The SQLSTATE of an error, as PostgreSQL packs it, and its message.
+type Raised = (i32, Option<CString>);
+
+thread_local! {
+    /// The error that was raised last. The reports of pgrx know only the codes that PostgreSQL itself defines, and call any
+    /// other, which a user's trigger or function chose, an internal error (XX000).
+    static RAISED: RefCell<Option<Raised>> = const { RefCell::new(None) };
+}
 
 /// Called for each message before it is thrown or sent. An error that passes through a function of ours is raised there a
-/// second time, as the internal error that pgrx took it for: the first name is its own.
-unsafe extern "C-unwind" fn remember_code(_: *mut std::ffi::c_void) {
-    // SAFETY: geterrcode is made for error callbacks (elog.c).
-    let raised = unsafe { pg_sys::geterrcode() };
-    // The classes of success and of warnings are those of messages, which are told and not thrown.
-    let message = [raise::pack("00"), raise::pack("01")].contains(&(raised & 0xfff));
-    if !message && raised != raise::pack(code::INTERNAL) {
-        RAISED.store(raised, Ordering::Relaxed);
+/// second time, as the internal error that pgrx took it for: the first code is its own. An internal error of other words
+/// is one, and what was raised before it was caught by somebody.
+#[pg_guard]
+unsafe extern "C-unwind" fn remember_code(_argument: *mut std::ffi::c_void) {
+    // SAFETY: geterrcode and CopyErrorData are made for error callbacks (elog.c); the copy must not be made in the context of
+    // errors, where errfinish has us, and is freed here.
+    unsafe {
+        let raised = pg_sys::geterrcode();
+        // The classes of success and of warnings are those of messages, which are told and not thrown.
+        if [raise::pack("00"), raise::pack("01")].contains(&(raised & 0xfff)) {
+            return;
+        }
+        let before = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+        let error = pg_sys::CopyErrorData();
+        let message = (!(*error).message.is_null()).then(|| CStr::from_ptr((*error).message).to_owned());
+        pg_sys::FreeErrorData(error);
+        pg_sys::MemoryContextSwitchTo(before);
+        RAISED.with_borrow_mut(|last| match last {
+            Some((_, words)) if raised == raise::pack(code::INTERNAL) && *words == message => {}
+            _ => *last = Some((raised, message)),
+        });
     }
 }
 
@@ -80,8 +98,7 @@ fn failure_of(caught: CaughtError, ours: impl Fn() -> bool) -> Failure {
     match caught {
         CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
             let mut failure = raise::caught(&report);
-            let raised = RAISED.swap(0, Ordering::Relaxed);
-            if failure.code == code::INTERNAL && raised != 0 {
+            if let Some((raised, _)) = RAISED.take().filter(|_| failure.code == code::INTERNAL) {
                 failure.code = raise::unpack(raised).into();
             }
             if (failure.code == "57014" && !ours()) || failure.code == "57P01" {

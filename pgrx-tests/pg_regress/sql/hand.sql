@@ -286,6 +286,20 @@ select * from refused($$select migrator.mark_applied('hand.odd', 'code', hand.ba
 \x off
 select migrator.resume_upgrades('odd');
 select key from migrator.select_batch('odd', 'code');
+-- A code that somebody caught before is not that of the error which came later, and was nobody's.
+create table caught (id int primary key, a text, b text);
+insert into caught values (1, 'a');
+create function broken(a text) returns text immutable language plpgsql as $$
+begin
+    begin
+        raise exception 'not this one' using errcode = 'AB123';
+    exception when others then null;
+    end;
+    raise exception 'broken' using errcode = 'XX000';
+end $$;
+select migrator.register_upgrade('caught', 'broken', '{"b": "broken(a)"}') is not null as registered;
+call migrator.run_upgrades('caught');
+select state, waits_for from migrator.upgrades where relation = 'hand.caught';
 -- Nor is anything handed out while the table's upgrades are blocked; what is out can come back.
 create table stuck (id int primary key, a text, b text, c text);
 insert into stuck values (1, 'a');
