@@ -2,6 +2,7 @@
 
 use super::known::Known;
 use super::row::Failed;
+use super::run;
 use crate::catalog::attempt::attempt;
 use crate::catalog::relation::Relation;
 use crate::catalog::settings::AS_TEXT;
@@ -12,6 +13,7 @@ use migrator_core::ident::{Ident, literal};
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use serde::Deserialize;
+use std::cell::Cell;
 
 #[derive(Deserialize)]
 struct Named {
@@ -26,14 +28,87 @@ fn key_of(key: &[Ident]) -> String {
     format!("pg_catalog.jsonb_build_object({})", parts.join(", "))
 }
 
-/// Notes it. The application's statement goes on either way: where a name for the row cannot be had at once, it is noted that
-/// there is one, and the row, which has no name, is found by the sweep that this brings about.
+/// So many rows of one upgrade are written down in a transaction. A COPY of a million that an expression does not fit would
+/// otherwise store each of them twice.
+const MOST: u32 = 100;
+
+thread_local! {
+    /// Of which transaction, subtransaction and upgrade rows were counted last, and how many. What a subtransaction wrote down is
+    /// lost with it, and so are the rows that it wrote: each counts its own.
+    static NOTED: Cell<(u32, u32, i64, u32)> = const { Cell::new((0, 0, 0, 0)) };
+}
+
+/// Counts a failure, and tells how many there are with it.
+fn count(upgrade: i64) -> u32 {
+    let (transaction, subtransaction, _) = run::statement();
+    let (of, within, last, before) = NOTED.get();
+    let known = (of, within, last) == (transaction, subtransaction, upgrade);
+    let count = if known { before.saturating_add(1) } else { 1 };
+    NOTED.set((transaction, subtransaction, upgrade, count));
+    count
+}
+
+/// Notes it. The application's statement goes on either way: where a name for the row cannot be had at once, or there are too
+/// many, it is noted that there is one, and the row, which has no name, is found by the sweep that this brings about.
 ///
 /// # Safety
 /// The relation is open and the tuple of its type.
 pub unsafe fn note(table: pg_sys::Relation, known: &Known, failed: &Failed, tuple: pg_sys::HeapTuple) {
+    let count = count(failed.upgrade);
+    if count > MOST + 1 {
+        return;
+    }
+    // SAFETY: an open relation has its oid and its name.
+    let (oid, name) = unsafe { ((*table).rd_id, pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned()) };
+    let said = if count > MOST {
+        Failure::new(
+            failed.failure.code.clone(),
+            format!("an upgrade failed for more than {MOST} rows of table {name} in one transaction, and no more of them are noted"),
+        )
+    } else {
+        // SAFETY: the caller's.
+        let Err(failure) = (unsafe { in_full(table, known, failed, tuple) }) else { return };
+        Failure::new(
+            failure.code,
+            format!(
+                "an upgrade failed for a row of table {name}, and which row could not be noted: {}",
+                failure.message
+            ),
+        )
+    };
+    // A row of its own, which no other session can hold: every row is looked at again because of it.
+    let marked = attempt(|| {
+        role::as_extension(|| {
+            spi::execute(
+                "insert into migrator.upgrade_unnoted (relation, upgrade) select g.relation, g.id from migrator.upgrade g where g.id = $1",
+                &[failed.upgrade.into()],
+            )
+        })
+    });
+    let again = match marked {
+        Ok(_) => "Every row is looked at again by the next steps.".to_owned(),
+        Err(_) => {
+            format!("Have every row looked at again: select migrator.verify_upgrades({}::regclass);", u32::from(oid))
+        }
+    };
+    raise::warn(
+        said.detail(format!(
+            "The row was written as it is, without the upgrade, which failed with: {} ({}).",
+            failed.failure.message, failed.failure.code
+        ))
+        .hint(again),
+    );
+}
+
+/// Writes down which row it was, and what it was like.
+unsafe fn in_full(
+    table: pg_sys::Relation,
+    known: &Known,
+    failed: &Failed,
+    tuple: pg_sys::HeapTuple,
+) -> Result<(), Failure> {
     // SAFETY: the caller's. The row is passed as a value of the table's row type.
-    let noted = unsafe {
+    unsafe {
         let oid = (*table).rd_id.to_u32();
         let owner = (*(*table).rd_rel).relowner;
         let row = pg_sys::heap_copy_tuple_as_datum(tuple, (*table).rd_att);
@@ -55,39 +130,7 @@ pub unsafe fn note(table: pg_sys::Relation, known: &Known, failed: &Failed, tupl
                 role::with_settings(&soon, || store(failed.upgrade, &named.key, &named.row, &failed.failure))
             })
         })
-    };
-    let Err(failure) = noted else { return };
-    // SAFETY: an open relation has its oid and its name.
-    let (oid, name) = unsafe { ((*table).rd_id, pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned()) };
-    // A row of its own, which no other session can hold: every row is looked at again because of it.
-    let marked = attempt(|| {
-        role::as_extension(|| {
-            spi::execute(
-                "insert into migrator.upgrade_unnoted (relation, upgrade) select g.relation, g.id from migrator.upgrade g where g.id = $1",
-                &[failed.upgrade.into()],
-            )
-        })
-    });
-    let again = match marked {
-        Ok(_) => "Every row is looked at again by the next steps.".to_owned(),
-        Err(_) => {
-            format!("Have every row looked at again: select migrator.verify_upgrades({}::regclass);", u32::from(oid))
-        }
-    };
-    raise::warn(
-        Failure::new(
-            failure.code,
-            format!(
-                "an upgrade failed for a row of table {name}, and which row could not be noted: {}",
-                failure.message
-            ),
-        )
-        .detail(format!(
-            "The row was written as it is, without the upgrade, which failed with: {} ({}).",
-            failed.failure.message, failed.failure.code
-        ))
-        .hint(again),
-    );
+    }
 }
 
 /// Puts a row aside. Key and row are JSON as text: a number keeps all its digits. Runs as the extension.

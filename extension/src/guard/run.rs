@@ -40,6 +40,12 @@ impl Statement {
 
 type States = Rc<[*mut pg_sys::ExprState]>;
 
+/// The statement that is running, as numbers.
+pub fn statement() -> (u32, u32, u32) {
+    let Statement(transaction, subtransaction, command) = Statement::now();
+    (transaction, subtransaction, command)
+}
+
 /// What a statement evaluates with.
 pub struct Run {
     statement: Statement,

@@ -34,6 +34,26 @@ call migrator.run_upgrades('indexed');
 select id, n, length(long) as long, inverse, applied_upgrades from indexed order by id;
 select upgrade, key, sqlstate from migrator.upgrade_failures where relation = 'upgrades_writes.indexed' order by 2;
 
+-- Very many rows that an expression does not fit: all are written, a hundred are noted, and none is forgotten.
+create table flood (id int primary key, a text, b int);
+select migrator.register_upgrade('flood', 'b', '{"b": "a::int"}') is not null as registered;
+call migrator.run_upgrades('flood');
+insert into flood select g, 'no number' from generate_series(1, 150) g;
+begin;
+savepoint lost;
+insert into flood select g, 'no number' from generate_series(151, 300) g;
+rollback to lost;
+insert into flood select g, 'no number' from generate_series(301, 302) g;
+commit;
+select count(*) as rows, count(*) filter (where applied_upgrades = '{}') as without from flood;
+select count(*) as noted, count(*) filter (where (key ->> 'id')::int > 300) as of_the_last from migrator.upgrade_failures where relation = 'upgrades_writes.flood';
+call migrator.run_upgrades('flood');
+update flood set a = '7' where id between 101 and 150;
+select migrator.resume_upgrades('flood');
+call migrator.run_upgrades('flood');
+select count(*) from flood where applied_upgrades = '{}';
+select count(*) as noted from migrator.upgrade_failures where relation = 'upgrades_writes.flood';
+
 -- An index, and a key, that come later count too; and so does that they are gone.
 create table later (id int primary key, a text, slug text);
 insert into later values (1, 'Same');

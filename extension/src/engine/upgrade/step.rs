@@ -392,8 +392,11 @@ fn upgrade(
         step.reason =
             Some(format!("{} row(s) are locked by other sessions, and done when they are free", skipped.len()));
     }
-    if done.failed > 0 && over_budget(table)? {
+    if done.failed > 0
+        && let Some(why) = over_budget(table)?
+    {
         step.state = "blocked";
+        step.reason = Some(why);
         step.done = true;
     }
     step.statement = vacuum(table)?;
@@ -454,12 +457,12 @@ fn aim(table: &Upgraded) -> Aim {
     Aim { time: Duration::from_millis(u64::try_from(table.state.target_ms).unwrap_or(200)), most: MOST }
 }
 
-/// The run stops when more rows fail than the larger of 100 and a thousandth of those that it has passed.
-fn over_budget(table: &Upgraded) -> Result<bool, Failure> {
+/// The run stops when more rows fail than the larger of 100 and a thousandth of those that it has passed: why.
+fn over_budget(table: &Upgraded) -> Result<Option<String>, Failure> {
     let aside = complete::set_aside(table)? - table.state.forgiven;
     let budget = (sweep::sum(table)?.rows / 1000).max(100);
     if aside <= budget {
-        return Ok(false);
+        return Ok(None);
     }
     let name = literal(&table.relation.name.plain());
     let why = format!("{aside} rows failed, more than the {budget} that may");
@@ -473,10 +476,10 @@ fn over_budget(table: &Upgraded) -> Result<bool, Failure> {
         &[pg_sys::Oid::from(table.relation.oid).into(), why.clone().into(), hint.into()],
     )?;
     if taken == 0 {
-        return Ok(false);
+        return Ok(None);
     }
     table.event("blocked", &why, json!({"failed": aside, "budget": budget}))?;
-    Ok(true)
+    Ok(Some(why))
 }
 
 /// After every tenth of the table: room in it for the versions of rows that come next, without which it would double.
