@@ -75,6 +75,13 @@ impl Worker {
         }
     }
 
+    /// Steps until everything that is registered is complete.
+    pub async fn complete(&mut self, session: &Session) -> Result<()> {
+        let step = self.run().await?;
+        ensure!(step.state == "complete", "{step:?}, {}", states(session, &self.table).await?);
+        Ok(())
+    }
+
     /// Steps until nothing is left to do; the last one.
     pub async fn run(&mut self) -> Result<Step> {
         self.until(|step| step.done).await

@@ -53,15 +53,19 @@ async fn a_standby_that_lost_the_last_commits(server: Server) -> Result<()> {
     let change =
         Change::create(&database, "public.kept", "alter column id type bigint, add column w int default 7").await?;
 
-    // Whoever switches capture on hears that the standby needs the library too.
-    let mut psql = postgresql(&database, "psql");
+    // Whoever switches capture on, or puts a guard on a table, hears that the standby needs the library too.
+    session.run("create table guarded (id int primary key, a text, b text)").await?;
     let start = format!("select migrator.start_sync(change => {})", change.id);
-    let said = program::run(psql.args(["-X", "-c", &start])).await?;
-    ensure!(
-        said.stderr.contains("WARNING") && said.stderr.contains("standby"),
-        "no warning of standbys: {}",
-        said.stderr
-    );
+    let register = "select migrator.register_upgrade('guarded', 'b', '{\"b\": \"upper(a)\"}')";
+    for sql in [start.as_str(), register] {
+        let said = program::run(postgresql(&database, "psql").args(["-X", "-c", sql])).await?;
+        ensure!(
+            said.stderr.contains("WARNING") && said.stderr.contains("standby"),
+            "{sql} does not warn of standbys: {}",
+            said.stderr
+        );
+    }
+    session.run("drop table guarded").await?;
     let doctor =
         session.value("select string_agg(problem || remedy, ' ') from migrator.doctor() where subject like 'standby%'");
     ensure!(doctor.await?.contains("installed"), "doctor does not tell that the standby needs the library");

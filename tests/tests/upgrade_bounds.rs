@@ -10,6 +10,7 @@ for_oldest_and_newest_server!(
     many_rows_that_somebody_holds,
     many_rows_that_fail,
     chunks_without_statistics,
+    the_time_that_is_left,
 );
 
 /// Steps to the end, or to where they are blocked.
@@ -166,5 +167,23 @@ async fn chunks_without_statistics(server: Server) -> Result<()> {
     ensure!(other.step().await?.rows > 0, "the second worker found nothing to do");
     let (end, _) = tokio::try_join!(worker.run(), other.run())?;
     ensure!(end.state == "complete", "{end:?}");
+    all_upgraded(&session).await
+}
+
+/// Half of the rows took a thousand seconds: the other half takes as long. Said by the step, and by the view.
+async fn the_time_that_is_left(server: Server) -> Result<()> {
+    let (session, mut worker) = sleepy(&server, 4000, 0, ", batch_size => 500").await?;
+    session.run("analyze t").await?;
+    let half = "count(*) >= 2000 from t where applied_upgrades = '{b}'";
+    while session.value(&format!("select {half}")).await? == "f" {
+        ensure!(!worker.step().await?.done, "all at once");
+    }
+    session.run("update migrator.upgraded set sweep_began = clock_timestamp() - interval '1000 s'").await?;
+    let seen = session.number("select extract(epoch from eta)::int from migrator.upgrades").await?;
+    ensure!((500..2000).contains(&seen), "the view says {seen} s");
+    let told = session.number("select extract(epoch from eta)::int from migrator.step('t', 'w')").await?;
+    ensure!((300..2000).contains(&told) && told < seen, "the step says {told} s, the view said {seen} s before");
+    steps(&mut worker).await?;
+    ensure!(session.value("select eta is null from migrator.upgrades").await? == "t", "a complete upgrade has an eta");
     all_upgraded(&session).await
 }

@@ -9,22 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
-for_each_server!(
-    old_and_new_writers_while_rows_are_upgraded,
-    keys_of_every_kind,
-    bad_rows_wherever_they_are,
-    retired_names,
-);
+for_each_server!(old_and_new_writers_while_rows_are_upgraded, retired_names,);
 for_oldest_and_newest_server!(
     a_row_that_somebody_holds_is_done_later,
     inserts_faster_than_the_sweep,
     what_happens_to_the_table_meanwhile,
-    triggers_and_row_security,
-    partitions_with_rows_moving,
     retired_while_a_name_is_forgotten,
-    rows_of_five_megabytes,
-    outputs_of_half_a_megabyte,
-    two_in_place_on_one_column,
     registered_while_the_last_rows_are_looked_at,
     a_guard_that_was_switched_off,
     a_guard_that_changes_while_it_is_looked_at,
@@ -55,13 +45,6 @@ async fn unsized_articles(server: &Server, rows: u32, sizes: &str) -> Result<(Da
 async fn every_size_fits(session: &Session, what: &str) -> Result<()> {
     let wrong = session.number("select count(*) from article where size is distinct from length(content)").await?;
     ensure!(wrong == 0, "{what}: {wrong} sizes are wrong");
-    Ok(())
-}
-
-/// Steps until everything that is registered is complete.
-async fn complete(worker: &mut Worker, session: &Session, table: &str) -> Result<()> {
-    let step = worker.run().await?;
-    ensure!(step.state == "complete", "{step:?}, {}", states(session, table).await?);
     Ok(())
 }
 
@@ -146,116 +129,6 @@ async fn old_and_new_writers_while_rows_are_upgraded(server: Server) -> Result<(
     Ok(())
 }
 
-/// Gaps, extremes, several columns, equal values, text in another order: the sweep meets every row once.
-async fn keys_of_every_kind(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    let kinds = [
-        (
-            "a bigint primary key",
-            "values (-9223372036854775808), (-5), (0), (1), (1000000000), (3000000000), (9223372036854775807)",
-        ),
-        ("a uuid primary key", "select gen_random_uuid() from generate_series(1, 3000)"),
-        ("a int, b text, primary key (a, b)", "select g % 3, 'k' || g || ' \"'' \\' from generate_series(1, 3000) g"),
-        ("a int not null, b int not null, unique (a, b)", "select 7, g from generate_series(1, 3000) g"),
-        ("a text collate \"C\" primary key", "select chr(33 + g % 90) || g from generate_series(1, 3000) g"),
-        (
-            "a timestamptz primary key",
-            "select '2000-01-01 00:00Z'::timestamptz + g * interval '1.000001 s' from generate_series(1, 3000) g",
-        ),
-        ("a numeric primary key", "select g / 7.0 from generate_series(1, 3000) g"),
-        (
-            "a float8 primary key",
-            "select sqrt(g) from generate_series(1, 2000) g union all values ('-infinity'::float8), ('nan')",
-        ),
-        (
-            "a date, b bytea, primary key (a, b)",
-            "select date '2020-01-01' + g % 50, sha256(g::text::bytea) from generate_series(1, 3000) g",
-        ),
-        ("a bool, b char(7), primary key (b, a)", "select g % 2 = 0, 'x' || g from generate_series(1, 3000) g"),
-    ];
-    for (number, (columns, rows)) in kinds.iter().enumerate() {
-        let table = format!("\"Order Items; -- {number}\"");
-        session.run(&format!("create table {table} ({columns})")).await?;
-        session.run(&format!("alter table {table} add column done int")).await?;
-        let names = if columns.contains(", b ") { "a, b" } else { "a" };
-        session.run(&format!("insert into {table} ({names}) {rows}")).await?;
-        session.run(&format!("analyze {table}")).await?;
-        session
-            .run(&format!("select migrator.register_upgrade('{table}', 'once', '{{\"done\": \"coalesce(done, 0) + 1\"}}', safe_in_place => true, batch_size => 700)"))
-            .await?;
-        // In another session with other settings than the keys were written with.
-        let mut worker = Worker::new(&database, &table.replace('\'', "''"), "w").await?;
-        worker
-            .session()
-            .run("set DateStyle = 'German'; set TimeZone = 'Asia/Tokyo'; set extra_float_digits = -15")
-            .await?;
-        let step = worker.run().await?;
-        ensure!(step.state == "complete", "{columns}: {step:?}");
-        let wrong = session.number(&format!("select count(*) from {table} where done is distinct from 1")).await?;
-        ensure!(wrong == 0, "{columns}: {wrong} rows were not upgraded exactly once");
-    }
-    Ok(())
-}
-
-/// First, last, sixty in a row, one in the middle: the others are done, these are named with what they were.
-async fn bad_rows_wherever_they_are(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session.run(ARTICLE).await?;
-    session.run("insert into article (headline, content) select 'h', case when g in (1, 1500, 3000) or g between 700 and 759 then 'bad' else g::text end from generate_series(1, 3000) g").await?;
-    session
-        .run("select migrator.register_upgrade('article', 'n', '{\"n\": \"coalesce(length(headline), 0)\"}')")
-        .await?;
-    session.run("select migrator.register_upgrade('article', 'size', '{\"size\": \"content::int\"}')").await?;
-    session.run("select migrator.register_upgrade('article', 'summary', '{\"summary\": \"upper(headline)\"}')").await?;
-    let mut worker = Worker::new(&database, "article", "w").await?;
-    let step = worker.run().await?;
-    ensure!(step.state == "waiting" && step.reason.contains("63 row(s) are set aside"), "{step:?}");
-    let good = session.number("select count(*) from article where content <> 'bad' and size::text = content and summary = 'H' and applied_upgrades = '{n,size,summary}'").await?;
-    ensure!(good == 2937, "{good} good rows are done of 2,937");
-    let bad = session.number("select count(*) from article where content = 'bad' and n = 1 and size is null and summary is null and applied_upgrades = '{n}'").await?;
-    ensure!(bad == 63, "{bad} bad rows have what comes before the failing upgrade, and no later one");
-    let told = session.row("select count(*), min(sqlstate), bool_and(message like '%bad%'), bool_and(\"row\" ->> 'content' = 'bad') from migrator.upgrade_failure").await?;
-    ensure!(told == ["63", "22P02", "t", "t"], "{told:?}");
-    // An application mends some, and some go.
-    session.run("update article set content = '5' where content = 'bad' and id <> 1500; delete from article where id = 1500").await?;
-    complete(&mut worker, &session, "article").await?;
-    ensure!(
-        session.number("select count(*) from migrator.upgrade_failure").await? == 0,
-        "mended rows are still told of"
-    );
-
-    // All of them bad: the run stops at its budget.
-    session.run("create table worse (id int primary key, v text, w int); insert into worse select g, 'bad' from generate_series(1, 5000) g").await?;
-    session.run("select migrator.register_upgrade('worse', 'w', '{\"w\": \"v::int\"}', batch_size => 200)").await?;
-    let mut worker = Worker::new(&database, "worse", "w").await?;
-    let step = worker.run().await?;
-    ensure!(step.state == "blocked", "{step:?}");
-    let failed =
-        session.number("select count(*) from migrator.upgrade_failure where relation = 'worse'::regclass").await?;
-    ensure!((100..=400).contains(&failed), "{failed} rows failed before it stopped");
-    // What is wrong is the program: it stops at once.
-    session.run("create table other (id int primary key, v text, w int); insert into other select g, 'bad' from generate_series(1, 500) g").await?;
-    session.run("create function broken(text) returns int immutable language plpgsql as 'begin return (select x from nowhere); end'").await?;
-    session.run("select migrator.register_upgrade('other', 'w', '{\"w\": \"broken(v)\"}')").await?;
-    let mut worker = Worker::new(&database, "other", "w").await?;
-    let step = worker.run().await?;
-    ensure!(step.state == "blocked" && step.reason.contains("nowhere"), "{step:?}");
-    ensure!(
-        session.number("select count(*) from migrator.upgrade_failure where relation = 'other'::regclass").await? == 0,
-        "rows were blamed"
-    );
-    // Writers go on: what cannot be derived is left for later.
-    ensure!(session.run("update other set v = 'new' where id = 1").await? == 1, "an application's statement failed");
-    session
-        .run("create or replace function broken(text) returns int immutable language sql as 'select length($1)'")
-        .await?;
-    session.run("select migrator.resume_upgrades('other')").await?;
-    complete(&mut worker, &session, "other").await?;
-    Ok(())
-}
-
 /// The batch does not wait, nor does the application; the row is done when it is free.
 async fn a_row_that_somebody_holds_is_done_later(server: Server) -> Result<()> {
     let (database, session, mut worker) = unsized_articles(&server, 2000, "").await?;
@@ -268,7 +141,7 @@ async fn a_row_that_somebody_holds_is_done_later(server: Server) -> Result<()> {
     holder
         .run("update article set content = 'held' where id = 7; update article set n = 1 where id = 8; commit")
         .await?;
-    complete(&mut worker, &session, "article").await?;
+    worker.complete(&session).await?;
     ensure!(session.value("select size from article where id = 7").await? == "4", "the row that was held");
     Ok(())
 }
@@ -302,7 +175,7 @@ async fn inserts_faster_than_the_sweep(server: Server) -> Result<()> {
     stop.store(true, Ordering::Relaxed);
     writing.await??;
     ensure!(inserted.load(Ordering::Relaxed) > 3000, "hardly anything was inserted: {step:?}");
-    complete(&mut worker, &session, "article").await?;
+    worker.complete(&session).await?;
     every_size_fits(&session, "at the end").await?;
     Ok(())
 }
@@ -325,7 +198,7 @@ async fn what_happens_to_the_table_meanwhile(server: Server) -> Result<()> {
     let settings =
         "set statement_timeout = '5s'; set lock_timeout = '1s'; set idle_in_transaction_session_timeout = '5s'";
     worker.session().run(settings).await?;
-    complete(&mut worker, &session, "article").await?;
+    worker.complete(&session).await?;
     every_size_fits(&session, "after all of these").await?;
     // Emptied and filled again.
     session.run("truncate article; insert into article (headline, content) select 'h', g::text from generate_series(1, 100) g").await?;
@@ -341,82 +214,8 @@ async fn what_happens_to_the_table_meanwhile(server: Server) -> Result<()> {
     ensure!(refusal?.code == "25001", "a step inside BEGIN");
     session.run("alter table article rename column body to content").await?;
     session.run("select migrator.verify_upgrades('article')").await?;
-    complete(&mut worker, &session, "article").await?;
+    worker.complete(&session).await?;
     every_size_fits(&session, "at the end").await?;
-    Ok(())
-}
-
-async fn triggers_and_row_security(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session
-        .run(
-            "create role writer_of_rows; create role owner_of_rows; grant create, usage on schema public to owner_of_rows;
-             set role owner_of_rows;
-             create table rows_of_all (id int primary key, tenant int not null, v text, w int, touched int not null default 0);
-             insert into rows_of_all select g, g % 2, g::text from generate_series(1, 1000) g;
-             alter table rows_of_all enable row level security;
-             create policy mine on rows_of_all using (tenant = 1) with check (tenant = 1);
-             grant all on rows_of_all to writer_of_rows;
-             create function touch() returns trigger language plpgsql as 'begin new.touched := old.touched + 1; return new; end';
-             create trigger touch before update on rows_of_all for each row execute function touch();
-             create function swallow() returns trigger language plpgsql as 'begin if old.id = 500 then return null; end if; return new; end';
-             create trigger swallow before update on rows_of_all for each row execute function swallow();
-             reset role",
-        )
-        .await?;
-    session.run("select migrator.register_upgrade('rows_of_all', 'w', '{\"w\": \"length(v)\"}')").await?;
-    let mut worker = Worker::new(&database, "rows_of_all", "w").await?;
-    let step = worker.run().await?;
-    ensure!(step.state == "waiting" && step.reason.starts_with("1 row(s)"), "{step:?}");
-    let told = session.row("select key ->> 'id', message from migrator.upgrade_failure").await?;
-    ensure!(told[0] == "500" && told[1].contains("trigger"), "{told:?}");
-    let done = session
-        .row("select count(*) filter (where w = length(v)), count(*) filter (where touched = 1) from rows_of_all")
-        .await?;
-    ensure!(done == ["999", "999"], "rows of all tenants are done, and other triggers fire once: {done:?}");
-    // Whoever reads and writes sees and touches what the policy lets him, upgraded or not.
-    session.run("set role writer_of_rows").await?;
-    let seen = session.row("select count(*), count(w) from rows_of_all__current").await?;
-    ensure!(seen == ["500", "500"], "{seen:?}");
-    session.run("update rows_of_all set v = 'four' where id = 1").await?;
-    ensure!(
-        session.value("select w from rows_of_all where id = 1").await? == "4",
-        "derived for a writer with few rights"
-    );
-    session.run("reset role").await?;
-    session.run("drop owned by writer_of_rows; drop role writer_of_rows").await?;
-    session.run("drop table rows_of_all cascade; drop owned by owner_of_rows cascade; drop role owner_of_rows").await?;
-    Ok(())
-}
-
-async fn partitions_with_rows_moving(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session
-        .run(
-            "create table parted (id int, part int, v text, w int, primary key (id, part)) partition by list (part);
-             create table parted_1 partition of parted for values in (1);
-             create table parted_2 (w int, v text, part int not null, id int not null);
-             alter table parted attach partition parted_2 for values in (2);
-             insert into parted select g, 1 + g % 2, g::text from generate_series(1, 3000) g",
-        )
-        .await?;
-    session.run("select migrator.register_upgrade('parted', 'w', '{\"w\": \"length(v)\"}', batch_size => 200)").await?;
-    let mut worker = Worker::new(&database, "parted", "w").await?;
-    worker.until(|step| step.rows > 0).await?;
-    // Rows move behind and before the sweep, with and without their names.
-    session.run("update parted set part = 3 - part where id % 3 = 0").await?;
-    session.run("set session_replication_role = replica; update parted set v = v || '0' where id % 5 = 0; reset session_replication_role").await?;
-    session
-        .run("create table parted_3 partition of parted for values in (3); insert into parted values (5000, 3, 'abc')")
-        .await?;
-    complete(&mut worker, &session, "parted").await?;
-    let wrong = session
-        .number("select count(*) from parted where w is distinct from length(v) or applied_upgrades <> '{w}'")
-        .await?;
-    ensure!(wrong == 0, "{wrong} rows are wrong");
-    ensure!(session.number("select count(*) from parted__current").await? == 3001, "the view misses rows");
     Ok(())
 }
 
@@ -482,7 +281,7 @@ async fn retired_names(server: Server) -> Result<()> {
 async fn retired_while_a_name_is_forgotten(server: Server) -> Result<()> {
     let (database, session, mut worker) = unsized_articles(&server, 500, "").await?;
     session.run("select migrator.register_upgrade('article', 'summary', '{\"summary\": \"content\"}')").await?;
-    complete(&mut worker, &session, "article").await?;
+    worker.complete(&session).await?;
     session.value("select migrator.retire_upgrade('article', 'size')").await?;
     session.run("select pg_advisory_lock(7331)").await?;
     worker.session().run("set migrator.crash_at = 'step.forgotten:wait'").await?;
@@ -511,82 +310,6 @@ async fn retired_while_a_name_is_forgotten(server: Server) -> Result<()> {
     Ok(())
 }
 
-async fn rows_of_five_megabytes(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session
-        .run("create table big (id int primary key, v text, w int); alter table big alter v set storage external")
-        .await?;
-    session
-        .run("insert into big select g, repeat(g::text, 5000000 / length(g::text)) from generate_series(1, 12) g")
-        .await?;
-    session.run("select migrator.register_upgrade('big', 'w', '{\"w\": \"length(v)\"}')").await?;
-    let before = session.value("select pg_current_wal_insert_lsn()").await?;
-    let mut worker = Worker::new(&database, "big", "w").await?;
-    complete(&mut worker, &session, "big").await?;
-    ensure!(session.number("select count(*) from big where w < 4999998 or w is null").await? == 0, "rows are wrong");
-    // What the upgrade does not touch is not written again.
-    let wal =
-        session.number(&format!("select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{before}')::bigint")).await?;
-    ensure!(wal < 5_000_000, "{wal} bytes of WAL for twelve numbers");
-    Ok(())
-}
-
-/// What a batch writes is bounded, however few its rows are and however little was read for them.
-async fn outputs_of_half_a_megabyte(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session
-        .run(
-            "create table wide (id int primary key, v text, w text); alter table wide alter w set storage external;
-             insert into wide select g, md5(g::text) from generate_series(1, 200) g; analyze wide",
-        )
-        .await?;
-    session.run("select migrator.register_upgrade('wide', 'w', '{\"w\": \"repeat(v, 16000)\"}')").await?;
-    let mut worker = Worker::new(&database, "wide", "w").await?;
-    let (mut most, mut all) = (0, 0);
-    loop {
-        let before = session.value("select pg_current_wal_insert_lsn()").await?;
-        let step = worker.step().await?;
-        let lsn = format!("select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{before}')::bigint");
-        let wal = session.number(&lsn).await?;
-        (most, all) = (most.max(wal), all + wal);
-        if step.done {
-            ensure!(step.state == "complete", "{step:?}");
-            break;
-        }
-    }
-    ensure!(
-        session.number("select count(*) from wide where w is distinct from repeat(v, 16000)").await? == 0,
-        "rows are wrong"
-    );
-    ensure!(all > 100_000_000, "only {all} bytes of WAL were written in all: this test shows nothing");
-    ensure!(most < 30_000_000, "one transaction wrote {most} bytes of WAL");
-    Ok(())
-}
-
-/// Each is applied once to what the one before made; what an application writes is in the new shape.
-async fn two_in_place_on_one_column(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session.run("create table twice (id int primary key, x int not null); insert into twice select g, g from generate_series(1, 300) g").await?;
-    for (name, expression) in [("double", "x * 2"), ("more", "x + 1")] {
-        session
-            .run(&format!("select migrator.register_upgrade('twice', '{name}', '{{\"x\": \"{expression}\"}}', safe_in_place => true)"))
-            .await?;
-    }
-    ensure!(
-        session.number("select count(*) from twice__current where x <> 2 * id + 1").await? == 0,
-        "the view shows something else"
-    );
-    session.run("update twice set x = 7 where id = 1; insert into twice values (1000, 2001)").await?;
-    let mut worker = Worker::new(&database, "twice", "w").await?;
-    complete(&mut worker, &session, "twice").await?;
-    let wrong = session.number("select count(*) from twice where x <> case id when 1 then 7 else 2 * id + 1 end or applied_upgrades <> '{double,more}'").await?;
-    ensure!(wrong == 0, "{wrong} rows are wrong");
-    Ok(())
-}
-
 /// Between the last look at a row and the word complete somebody registers another upgrade: nobody has looked for that one.
 async fn registered_while_the_last_rows_are_looked_at(server: Server) -> Result<()> {
     let (_, session, mut worker) = unsized_articles(&server, 500, "").await?;
@@ -597,7 +320,7 @@ async fn registered_while_the_last_rows_are_looked_at(server: Server) -> Result<
     let (mut worker, step) = ending.await??;
     let now = states(&session, "article").await?;
     ensure!(now.ends_with("summary=running"), "after {step:?}: {now}");
-    complete(&mut worker, &session, "article").await?;
+    worker.complete(&session).await?;
     ensure!(
         session.number("select count(*) from article where summary is null").await? == 0,
         "complete, and rows lack it"
@@ -627,7 +350,7 @@ async fn stopped_at(session: &Session, mut worker: Worker, point: &str) -> Resul
 /// once wait for the step, which holds the table.
 async fn a_guard_that_changes_while_it_is_looked_at(server: Server) -> Result<()> {
     let (_, session, mut worker) = unsized_articles(&server, 500, "").await?;
-    complete(&mut worker, &session, "article").await?;
+    worker.complete(&session).await?;
     for doing in [
         "select migrator.register_upgrade('article', 'summary', '{\"summary\": \"upper(content)\"}')",
         "select migrator.retire_upgrade('article', 'summary', incomplete => true)",

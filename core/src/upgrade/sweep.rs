@@ -145,9 +145,12 @@ impl Table<'_> {
         );
         let (locked, count, written) = if self.one_heap {
             (
-                format!("select pg_catalog.array_agg(k.place) as places, count(*) as rows from (select l.ctid as place from {rows}) k"),
+                format!(
+                    "select pg_catalog.array_agg(k.place) as places, count(*) as rows from (select l.ctid as place from {rows}) k"
+                ),
                 "select k.rows from locked k",
-                "where l.ctid operator(pg_catalog.=) any ((select k.places from locked k)::pg_catalog.tid[])".to_owned(),
+                "where l.ctid operator(pg_catalog.=) any ((select k.places from locked k)::pg_catalog.tid[])"
+                    .to_owned(),
             )
         } else {
             (

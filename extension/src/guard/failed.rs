@@ -63,7 +63,9 @@ pub unsafe fn note(table: pg_sys::Relation, known: &Known, failed: &Failed, tupl
     let said = if count > MOST {
         Failure::new(
             failed.failure.code.clone(),
-            format!("an upgrade failed for more than {MOST} rows of table {name} in one transaction, and no more of them are noted"),
+            format!(
+                "an upgrade failed for more than {MOST} rows of table {name} in one transaction, and no more of them are noted"
+            ),
         )
     } else {
         // SAFETY: the caller's.
