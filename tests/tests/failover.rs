@@ -65,7 +65,7 @@ async fn a_standby_that_lost_the_last_commits(server: Server) -> Result<()> {
             said.stderr
         );
     }
-    session.run("drop table guarded").await?;
+    session.run("drop table guarded cascade").await?;
     let doctor =
         session.value("select string_agg(problem || remedy, ' ') from migrator.doctor() where subject like 'standby%'");
     ensure!(doctor.await?.contains("installed"), "doctor does not tell that the standby needs the library");
