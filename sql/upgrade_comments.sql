@@ -48,7 +48,7 @@ Takes SHARE ROW EXCLUSIVE on the table, ACCESS EXCLUSIVE for `at once`, in attem
 
 - relation: the table.
 - name: the upgrade.
-- incomplete: retire it though rows lack it, which then never get it.
+- incomplete: retire it though rows lack it, which then never get it. Otherwise, where rows can come without it, this call looks at all rows itself.
 
 Errors: 42501 not the owner; 42704 no such upgrade; 55000 not complete, or retired already; 55P03 the table was too busy for a lock.$$;
 
@@ -125,7 +125,9 @@ $$Lets a table's paused batches go on, or blocked ones whose reason is gone.
 Errors: 42501 not the owner; 42704 no upgrades.$$;
 
 comment on function migrator.verify_upgrades(regclass) is
-$$Has every row of a table looked at again by the next steps: upgrades that are complete count as running until they did. For after somebody has switched triggers off, or restored rows.
+$$Has every row of a table looked at again by the next steps: upgrades that are complete count as running until they did. For after somebody has restored rows, or written them while triggers were switched off.
+
+A row that has a name counts as one that has the upgrade. If its inputs were changed while the guard was off, its outputs are still those of before, which nobody can see from the name: take the name off such rows, and they are made anew: update … set applied_upgrades = array_remove(applied_upgrades, 'name') where …
 
 - relation: the table.
 
@@ -174,7 +176,7 @@ Returns a row for each:
 Errors: 42501 no right to the table; 42704 no such upgrade; 55000 retired, or the guard is not in place; 22023 not such objects, or a column that may not be written; 42703 no such column. Nothing is written then, and the leases stay.$$;
 
 comment on function migrator.ensure_upgraded(regclass, text, interval, boolean) is
-$$Returns when every row of a table has an upgrade; an error otherwise. For an application migration that needs it: it fails, and is run again later. Looks five times a second, each time under a new snapshot. An upgrade that was complete when it was retired counts.
+$$Returns when every row of a table has an upgrade; an error otherwise. For an application migration that needs it: it fails, and is run again later. Looks five times a second, each time under a new snapshot. An upgrade that was complete when it was retired counts. Where rows can come without it (application code does it, or a write might be refused for its value, or a partition came), this call looks at all rows itself.
 
 - relation: the table.
 - name: the upgrade.
@@ -281,6 +283,8 @@ comment on column migrator.upgraded.verified_at is 'When the last look at every 
 comment on column migrator.upgraded.verify_took is 'How long that took.';
 comment on column migrator.upgraded.lacking is 'Rows that a batch could do something for, by that look.';
 comment on column migrator.upgraded.strangers is 'Rows that have a name which nobody registered here, by the last such look.';
+comment on column migrator.upgraded.partitions is 'Partitions whose rows were looked at, or have names from their beginning, by pg_class.oid.';
+comment on column migrator.upgraded.view_query is 'What the view was made of last.';
 
 comment on table migrator.upgrade is 'Internal: upgrades. Read migrator.upgrades instead.';
 comment on column migrator.upgrade.id is 'Id of the upgrade.';

@@ -29,7 +29,9 @@ create table migrator.upgraded (
     verified_at  timestamptz,                       -- when the last look at all rows ended
     verify_took  interval,
     lacking      bigint,                            -- rows that a batch could do something for, by that look
-    strangers    bigint                             -- rows that have a name which nobody registered here, by the last such look
+    strangers    bigint,                            -- rows that have a name which nobody registered here, by the last such look
+    partitions   oid[],                             -- those whose rows were looked at, or have names from their beginning
+    view_query   text                               -- what the view was made of last
 );
 
 -- One upgrade. Its definition as the guard has it is in the arguments of the trigger.

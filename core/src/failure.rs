@@ -77,7 +77,7 @@ fn says_what_is_left(detail: &str) -> bool {
 
 fn next(code: &str, ending: Ending) -> &'static str {
     match (code, code.get(..2).unwrap_or_default()) {
-        (code::SERIALIZATION | "40P01" | code::LOCK_NOT_AVAILABLE, _) => "Call it again.",
+        (code::SERIALIZATION | code::DEADLOCK | code::LOCK_NOT_AVAILABLE, _) => "Call it again.",
         (code::INSUFFICIENT_PRIVILEGE, _) => {
             "A table is changed with its owner's rights: call it as that role or as a member of it, or grant that role what is missing."
         }
@@ -130,6 +130,8 @@ pub mod code {
     pub const TRANSACTION_STATE: &str = "25000";
     /// serialization_failure
     pub const SERIALIZATION: &str = "40001";
+    /// 40P01: deadlock detected.
+    pub const DEADLOCK: &str = "40P01";
     /// dependent_objects_still_exist
     pub const DEPENDENTS: &str = "2BP01";
     /// datatype_mismatch

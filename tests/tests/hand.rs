@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
-for_each_server!(workers_share_the_rows_through_a_pool);
-for_oldest_and_newest_server!(
+for_each_server!(
+    workers_share_the_rows_through_a_pool,
     keys_of_every_kind_in_sessions_of_every_kind,
     workers_that_do_not_come_back,
     rows_that_somebody_holds,

@@ -9,13 +9,14 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 for_newest_server!(a_standby_is_named, redundant_updates_are_suppressed);
-for_oldest_and_newest_server!(
+for_each_server!(
     a_table_that_is_emptied_and_written_anew,
     a_subscriber_that_compares_whole_rows,
     statements_that_are_cancelled,
     a_swap_beside_running_workers,
     a_database_that_was_dumped_and_restored,
     a_worker_that_waits_for_the_table_holds_nothing_else,
+    a_row_that_takes_longer_than_a_lease,
 );
 
 const TWICE: &str = "select migrator.register_upgrade('counted', 'twice', '{\"x\": \"x * 2\"}', safe_in_place => true, batch_size => 100)";
@@ -328,4 +329,29 @@ async fn a_swap_beside_running_workers(server: Server) -> Result<()> {
     ensure!(session.number(WRONG).await? == 0, "rows were not upgraded exactly once: {kinds:?}");
     change.until_in_step().await?;
     change.finish().await
+}
+
+/// Somebody else who has nothing to do ends whoever is at it for longer than a lease; the next one gets twice as long.
+async fn a_row_that_takes_longer_than_a_lease(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(&format!(
+            "alter database \"{}\" set migrator.lease = '300 ms';
+             create table slow (id int primary key, a int, b int);
+             insert into slow select g, g from generate_series(1, 20) g;
+             create function slowly(a int) returns int immutable language plpgsql as $$
+             begin perform pg_sleep(case when a = 10 then 1.5 else 0 end); return a; end $$;
+             select migrator.register_upgrade('slow', 'b', '{{\"b\": \"slowly(a)\"}}')",
+            database.name
+        ))
+        .await?;
+    let (mut one, mut other) =
+        (Worker::new(&database, "slow", "one").await?, Worker::new(&database, "slow", "other").await?);
+    let (end, _) = tokio::try_join!(one.run(), other.run())?;
+    ensure!(end.state == "complete", "{end:?}");
+    let ended = session.number("select count(*) from migrator.upgrade_events where kind = 'overtaken'").await?;
+    ensure!(ended > 0, "nobody was ended");
+    ensure!(session.number("select count(*) from slow where b is distinct from a").await? == 0, "rows are wrong");
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use migrator_tests::upgrades::{Step, Worker};
 use migrator_tests::*;
 
-for_oldest_and_newest_server!(
+for_each_server!(
     slow_rows,
     slow_rows_under_a_short_timeout,
     heavy_rows,

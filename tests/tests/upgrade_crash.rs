@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-for_each_server!(each_row_once_whoever_dies);
-for_oldest_and_newest_server!(
+for_each_server!(
+    each_row_once_whoever_dies,
     a_registration_that_dies,
     application_code_when_the_server_dies,
     a_worker_that_was_overtaken_cannot_commit,

@@ -3,9 +3,11 @@
 
 use migrator_tests::upgrades::Worker;
 use migrator_tests::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-for_oldest_and_newest_server!(
+for_each_server!(
     a_failure_that_commits_after_the_end,
     a_failure_that_could_not_be_noted,
     registered_while_another_is_retired,
@@ -19,6 +21,7 @@ for_oldest_and_newest_server!(
     a_look_that_is_old,
     verified_beside_a_writer,
     a_row_of_the_books_in_other_hands,
+    a_reader_of_the_view,
 );
 
 const PAGE: &str = "create table page (id int primary key, content text, size int, words int); \
@@ -392,5 +395,43 @@ async fn a_key_that_becomes_another(server: Server) -> Result<()> {
         session.number("select count(*) from page where words is null or size <> id").await? == 0,
         "rows are wrong"
     );
+    Ok(())
+}
+
+/// Whoever reads the view for long is named, and writers of the table do not wait for him, nor for those who would change the view.
+async fn a_reader_of_the_view(server: Server) -> Result<()> {
+    let (database, session) = pages(&server).await?;
+    session.run(&register("first", "size", "length(content)")).await?;
+    let mut worker = Worker::new(&database, "page", "w").await?;
+    worker.complete(&session).await?;
+    let reader = database.connect_as("postgres", "test:reader").await?;
+    reader.run("begin; select count(*) from page__current").await?;
+    let (writer, stop) = (database.connect().await?, Arc::new(AtomicBool::new(false)));
+    let stopped = Arc::clone(&stop);
+    let writing = tokio::spawn(async move {
+        writer.run("set lock_timeout = '20 ms'").await?;
+        let mut written = 0;
+        while !stopped.load(Ordering::Relaxed) {
+            written += writer.run("update page set content = id::text where id = 1").await?;
+        }
+        Ok::<_, SqlError>(written)
+    });
+    for call in
+        [register("second", "words", "length(content)"), "select migrator.retire_upgrade('page', 'first')".into()]
+    {
+        let refusal = session.refusal(&call).await?;
+        ensure!(refusal.code == "55P03" && refusal.message.contains("test:reader"), "{refusal}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    ensure!(writing.await?? > 50, "hardly a row was written");
+    reader.run("commit").await?;
+    // What leaves the view as it is does not ask for it: here the end of a cleanup.
+    session.run(&register("second", "words", "length(content)")).await?;
+    worker.complete(&session).await?;
+    session.run("select migrator.retire_upgrade('page', 'first')").await?;
+    reader.run("begin; select count(*) from page__current").await?;
+    let end = worker.run().await?;
+    ensure!(end.state == "complete", "{end:?}");
+    reader.run("commit").await?;
     Ok(())
 }

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
-for_each_server!(old_and_new_writers_while_rows_are_upgraded, retired_names,);
-for_oldest_and_newest_server!(
+for_each_server!(
+    old_and_new_writers_while_rows_are_upgraded,
+    retired_names,
     a_row_that_somebody_holds_is_done_later,
     inserts_faster_than_the_sweep,
     what_happens_to_the_table_meanwhile,

@@ -224,6 +224,24 @@ impl Table<'_> {
         )
     }
 
+    /// Whether any row of the table has this name, or lacks it: `found`.
+    #[must_use]
+    pub fn any(&self, name: &str, has: bool) -> String {
+        format!(
+            "select exists (select from {} l where {}coalesce(l.{} @> array[{}]::pg_catalog.text[], false)) as found",
+            self.name,
+            if has { "" } else { "not " },
+            Ident::from(COLUMN),
+            literal(name)
+        )
+    }
+
+    /// Whether a batch has something to do for any row: `found`.
+    #[must_use]
+    pub fn any_lacking(&self, definition: &Definition) -> String {
+        format!("select exists (select from {} l where {}) as found", self.name, lacking(definition))
+    }
+
     /// A row by its key ($1, a jsonb array of texts): `row`, and its name as everywhere, `key`; both JSON as text.
     #[must_use]
     pub fn row(&self) -> String {

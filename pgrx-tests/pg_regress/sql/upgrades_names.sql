@@ -89,6 +89,21 @@ select count(*) from migrator.doctor() where subject like '%' || :'born';
 select * from refused('select migrator.forget_upgrades(4294967295::oid::regclass)');
 \x off
 
+-- A name that was used before is free when no row has it, and not when a client has written it back since.
+create table again (id int primary key, a text, b text);
+insert into again values (1, 'one'), (2, 'two');
+select migrator.register_upgrade('again', 'u', '{"b": "upper(a)"}') is not null as registered;
+call migrator.run_upgrades('again');
+select migrator.retire_upgrade('again', 'u');
+update again set a = 'stale', b = 'STALE', applied_upgrades = '{u}' where id = 1;
+\x on
+select * from refused($$select migrator.register_upgrade('again', 'u', '{"b": "lower(a)"}')$$);
+\x off
+update upgrades_names.again set applied_upgrades = array_remove(applied_upgrades, 'u') where applied_upgrades @> array['u'];
+select migrator.register_upgrade('again', 'u', '{"b": "lower(a)"}') is not null as registered;
+call migrator.run_upgrades('again');
+select * from again order by id;
+
 -- Names with quotes in what is to be called next.
 create table "it's" (id int primary key, a text, b text);
 select migrator.register_upgrade('"it''s"', 'it''s', '{"b": "a"}') is not null as registered;

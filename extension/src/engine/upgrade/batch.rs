@@ -202,7 +202,7 @@ impl<'a> Batch<'a> {
                 done.failed += 1;
             }
             Ok(_) => done.written += 1,
-            Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => done.skipped.extend(keys),
+            Err(failure) if in_other_hands(&failure) => done.skipped.extend(keys),
             Err(failure) => {
                 self.of_a_row(failure)?;
                 self.as_far_as_it_goes(&keys, &sql, done)?;
@@ -213,15 +213,16 @@ impl<'a> Batch<'a> {
 
     /// Applies one upgrade after the other, until one fails: that one is set aside, those before it stay.
     fn as_far_as_it_goes(&self, keys: &[Key], sql: &str, done: &mut Done) -> Result<(), Failure> {
-        for limit in 1..=self.definition.upgrades.len() {
-            match self.attempt(limit, sql, Some(keys)) {
+        // What a turn has applied is the row's: the next one applies one more.
+        for _ in &self.definition.upgrades {
+            match self.attempt(1, sql, Some(keys)) {
                 Ok(counts) if counts.locked == 0 => {
                     done.skipped.extend_from_slice(keys);
                     return Ok(());
                 }
                 Ok(_) => {}
                 // Another session is in the way, and no fault of the row's.
-                Err(failure) if failure.code == code::LOCK_NOT_AVAILABLE => {
+                Err(failure) if in_other_hands(&failure) => {
                     done.skipped.extend_from_slice(keys);
                     return Ok(());
                 }
@@ -271,7 +272,10 @@ impl<'a> Batch<'a> {
     /// Nothing where a row is to blame; the failure, where the program is, or the moment.
     fn of_a_row(&self, failure: Failure) -> Result<(), Failure> {
         let others = sqlstate::belongs_to_moment(&failure.code) || sqlstate::belongs_to_program(&failure.code);
-        if others && failure.code != code::LOCK_NOT_AVAILABLE {
+        if in_other_hands(&failure) {
+            return Ok(());
+        }
+        if others {
             return Err(failure);
         }
         // Without an upgrade that could fail, every UPDATE of the row does: nothing of ours can be set aside.
@@ -297,6 +301,12 @@ impl<'a> Batch<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether another session has, or had, one of the rows. A row that moved to another partition when its lock was about to be taken
+/// fails the statement (40001) though it would skip what is locked; the next statement finds it where it is now.
+fn in_other_hands(failure: &Failure) -> bool {
+    [code::LOCK_NOT_AVAILABLE, code::SERIALIZATION, code::DEADLOCK].contains(&&*failure.code)
 }
 
 /// Blocks the table's upgrades: the same would happen at every turn. Not where somebody has the table's row, who may be waiting for

@@ -1,8 +1,11 @@
 //! `migrator.ensure_upgraded`: an application migration that depends on an upgrade waits for it here, or does it itself.
 
+use super::look;
 use super::rewrite;
+use super::settle;
 use super::step;
 use super::table::Upgraded;
+use crate::catalog::attempt::rehearse;
 use crate::catalog::lock;
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
@@ -54,7 +57,9 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
                 )));
         };
         known = Some(last.id);
-        if last.completed {
+        let looked = Instant::now();
+        let stale = if last.completed && last.state == "complete" { stale(&last, name, drive)? } else { None };
+        if last.completed && stale.is_none() {
             // What comes next in this transaction waits for nothing, and its snapshots count again. An error takes the marks away by itself.
             awaited.into_iter().for_each(lock::awaited);
             return Ok(());
@@ -85,7 +90,9 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
                 awaited.push(relation);
             }
         }
-        let mut pause = Duration::from_millis(200);
+        // A look at all rows is not had five times a second.
+        let mut pause =
+            if stale.is_some() { looked.elapsed() * 20 } else { Duration::ZERO }.max(Duration::from_millis(200));
         if drive {
             Upgraded::hold(relation);
             let Some(upgraded) = Upgraded::find(relation)? else { continue };
@@ -100,10 +107,41 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
             pause = pause.min(rest.max(Duration::from_millis(1)));
         }
         if Instant::now() >= end {
-            return Err(not_yet(&table, name, &last, drive));
+            return Err(match stale {
+                Some(why) => outdated(&table, name, &why),
+                None => not_yet(&table, name, &last, drive),
+            });
         }
         lock::pause(pause.min(end.saturating_duration_since(Instant::now())));
     }
+}
+
+/// Why an upgrade that was complete is not taken for it. With `drive` every row is then looked at again, by the steps that follow.
+fn stale(last: &Last, name: &str, drive: bool) -> Result<Option<String>, Failure> {
+    // With the subtransaction ends the lock of the look: a swap that this may be waiting for needs the table.
+    let why = rehearse(|| {
+        Upgraded::hold(last.relation);
+        // Swapped since: the next look knows where it is.
+        let Some(table) = Upgraded::find(last.relation)? else { return Ok(Some("the table was exchanged".to_owned())) };
+        look::is_stale(&table, &table.named(name)?)
+    })?;
+    if why.is_some()
+        && drive
+        && let Some(table) = Upgraded::find(last.relation)?
+    {
+        settle::verify(&table)?;
+    }
+    Ok(why)
+}
+
+/// It was complete, and is not.
+fn outdated(table: &str, name: &str, why: &str) -> Failure {
+    let quoted = literal(table);
+    Failure::new(code::NOT_IN_STATE, format!("upgrade {} of table {table} is not complete any more", plain(name)))
+        .detail(format!("It was, but {why}."))
+        .hint(format!(
+            "The agent finds such rows after a while; or at once: select migrator.verify_upgrades({quoted}); call migrator.run_upgrades({quoted}); As long as a running version writes rows without it, that comes again."
+        ))
 }
 
 fn worker() -> String {

@@ -1,6 +1,7 @@
 //! Upgrades of a table that is changed: they go on with the table that the application uses.
 
-use super::table::Upgraded;
+use super::complete;
+use super::table::{self, Upgraded};
 use crate::catalog::definition::Column;
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
@@ -16,6 +17,10 @@ pub fn follow(from: u32, to: u32) -> Result<(), Failure> {
         "update migrator.upgraded set relation = $2, sweep_kind = null, verified_at = null, lacking = null, strangers = null where relation = $1",
         &[pg_sys::Oid::from(from).into(), pg_sys::Oid::from(to).into()],
     )?;
+    // The rows are others: a rollback brings back those of before, which an upgrade by rewriting was never applied to.
+    for upgrade in table::registered(to)?.iter().filter(|upgrade| upgrade.state != "retiring") {
+        complete::not_any_more(upgrade.id)?;
+    }
     spi::execute(
         "update migrator.upgrade_event set relation = $2 where relation = $1",
         &[pg_sys::Oid::from(from).into(), pg_sys::Oid::from(to).into()],

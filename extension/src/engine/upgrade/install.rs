@@ -126,7 +126,7 @@ pub fn apply(upgraded: &Upgraded, what: &str, adds_column: bool, view_name: Opti
     lock::series(
         what,
         lock::ATTEMPTS,
-        || Ok(vec![Wanted { relation: oid, mode }]),
+        || locks(upgraded, &definition, view_name, mode),
         || Ok(()),
         || {
             let relation = upgraded.still_there()?;
@@ -142,16 +142,26 @@ pub fn apply(upgraded: &Upgraded, what: &str, adds_column: bool, view_name: Opti
     changed(oid)
 }
 
+/// The view, where it is made anew, and the table.
+fn locks(
+    upgraded: &Upgraded,
+    definition: &Definition,
+    view_name: Option<&str>,
+    mode: Mode,
+) -> Result<Vec<Wanted>, Failure> {
+    let view = view::lock(upgraded, &upgraded.still_there()?, definition, view_name)?;
+    Ok(view.into_iter().chain([Wanted { relation: upgraded.relation.oid, mode }]).collect())
+}
+
 /// Attempts to get the lock under which the trigger goes. Where the table is too busy, one that knows of nothing does no harm.
 const FEW: u32 = 5;
 
 fn remove(upgraded: &Upgraded, definition: &Definition, what: &str) -> Result<(), Failure> {
-    let oid = upgraded.relation.oid;
     let drop = |mode, statements: &dyn Fn(&Relation) -> Vec<String>, attempts| {
         lock::series(
             what,
             attempts,
-            || Ok(vec![Wanted { relation: oid, mode }]),
+            || locks(upgraded, definition, None, mode),
             || Ok(()),
             || {
                 let relation = upgraded.still_there()?;

@@ -14,6 +14,7 @@ pub mod forget;
 pub mod hand;
 pub mod install;
 mod keyset;
+mod look;
 pub mod looked;
 pub mod register;
 pub mod retire;

@@ -1,6 +1,7 @@
 //! Reading what somebody wants to register: columns, expressions, order, and whether it can be told from a row whether
 //! it was done. Nothing is written here.
 
+use super::look;
 use super::table::{self, Registered};
 use crate::catalog::definition::{self, Column};
 use crate::catalog::expression::{self, Place, Shape, Type};
@@ -63,6 +64,9 @@ pub fn understand(request: &Request) -> Result<Wish, Failure> {
     name(request, &relation, &others)?;
     let ordinal = ordinal(request, &others)?;
     let adds_column = applied_upgrades(&relation, &columns)?;
+    if !adds_column {
+        not_carried(request, &relation)?;
+    }
     sizes(request)?;
     if !["rows", "rewrite", "auto"].contains(&request.strategy.as_str()) {
         return Err(invalid(format!("strategy {:?} is none", request.strategy)).hint("It is rows, rewrite or auto."));
@@ -121,8 +125,8 @@ fn name(request: &Request, relation: &Relation, others: &[Registered]) -> Result
     }
 }
 
-/// Rows that are born with a name, which meant something else before, would never get what it means now.
-fn not_born_with(request: &Request, relation: &Relation) -> Result<(), Failure> {
+/// Whether the name is that of an upgrade which is gone.
+fn was_used(request: &Request, relation: &Relation) -> Result<bool, Failure> {
     #[derive(Deserialize)]
     struct Used {
         used: bool,
@@ -131,7 +135,33 @@ fn not_born_with(request: &Request, relation: &Relation) -> Result<(), Failure> 
         "select exists (select from migrator.upgrade g where g.relation = $1 and g.name = $2) as used",
         &[pg_sys::Oid::from(relation.oid).into(), request.name.clone().into()],
     )?;
-    if !used.used || !table::born_with(relation)?.contains(&request.name) {
+    Ok(used.used)
+}
+
+/// Nor would rows that somebody has given the name since it was gone: a client who read a row before that, and writes it all back.
+fn not_carried(request: &Request, relation: &Relation) -> Result<(), Failure> {
+    if !was_used(request, relation)? || !look::any_has(relation, &request.name)? {
+        return Ok(());
+    }
+    Err(Failure::new(
+        code::DUPLICATE_OBJECT,
+        format!(
+            "upgrade {} of table {} was retired, and rows have its name again",
+            plain(&request.name),
+            relation.name.plain()
+        ),
+    )
+    .detail("Somebody wrote back what he had read before. Such a row would be taken for one that the new upgrade was applied to. Nothing was changed.")
+    .hint(format!(
+        "Take another name; or take it off these rows first: update {} set {COLUMN} = array_remove({COLUMN}, {}) where {COLUMN} @> array[{1}];",
+        relation.name,
+        literal(&request.name)
+    )))
+}
+
+/// Rows that are born with a name, which meant something else before, would never get what it means now.
+fn not_born_with(request: &Request, relation: &Relation) -> Result<(), Failure> {
+    if !was_used(request, relation)? || !table::born_with(relation)?.contains(&request.name) {
         return Ok(());
     }
     Err(Failure::new(

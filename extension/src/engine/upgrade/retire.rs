@@ -2,7 +2,7 @@
 //! them in one moment where no live upgrade is left.
 
 use super::table::{self, Registered, Upgraded};
-use super::{install, view};
+use super::{install, look, view};
 use crate::catalog::attempt::attempt;
 use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::spi;
@@ -37,6 +37,16 @@ pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static
             .detail("Rows that lack it would never get it. Nothing was changed.")
             .hint(format!(
                 "Let it end: call migrator.run_upgrades({quoted}); or, if it should not have been registered: select migrator.retire_upgrade({quoted}, {quoted_name}, incomplete => true);"
+            )));
+    }
+    if upgrade.state == "complete"
+        && !incomplete
+        && let Some(why) = look::is_stale(table, &upgrade)?
+    {
+        return Err(Failure::new(code::NOT_IN_STATE, format!("upgrade {} of table {relation} is not complete any more", plain(name)))
+            .detail(format!("It was, but {why}. Rows that lack it would never get it. Nothing was changed."))
+            .hint(format!(
+                "Have them found and upgraded: select migrator.verify_upgrades({quoted}); call migrator.run_upgrades({quoted}); or, if that is meant: select migrator.retire_upgrade({quoted}, {quoted_name}, incomplete => true);"
             )));
     }
     spi::execute(
@@ -80,7 +90,7 @@ fn drop_all(table: &Upgraded, what: &str) -> Result<(), Failure> {
     lock::series(
         what,
         lock::ATTEMPTS,
-        || Ok(vec![Wanted { relation: oid, mode: Mode::AccessExclusive }]),
+        || Ok(view::of(table)?.into_iter().chain([Wanted { relation: oid, mode: Mode::AccessExclusive }]).collect()),
         || Ok(()),
         || {
             let relation = table.still_there()?;

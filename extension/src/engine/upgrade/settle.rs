@@ -24,6 +24,7 @@ pub fn pause(table: &Upgraded) -> Result<(), Failure> {
 pub fn resume(table: &Upgraded) -> Result<(), Failure> {
     let table = &table.held()?;
     if install::reinstall(table)? {
+        complete_no_more(table)?;
         table.event(
             "guard_restored",
             "the guard was put back; rows that were written without it may have outputs that do not fit their inputs",
@@ -38,6 +39,13 @@ pub fn resume(table: &Upgraded) -> Result<(), Failure> {
     table.event("resumed", "batches go on", json!({}))
 }
 
+fn complete_no_more(table: &Upgraded) -> Result<(), Failure> {
+    for upgrade in table.registered()? {
+        complete::not_any_more(upgrade.id)?;
+    }
+    Ok(())
+}
+
 /// Has every row looked at again.
 pub fn verify(table: &Upgraded) -> Result<(), Failure> {
     let table = &table.held()?;
@@ -45,8 +53,6 @@ pub fn verify(table: &Upgraded) -> Result<(), Failure> {
         "update migrator.upgraded set verified_at = null, lacking = null, strangers = null where relation = $1",
         &[pg_sys::Oid::from(table.relation.oid).into()],
     )?;
-    for upgrade in table.registered()? {
-        complete::not_any_more(upgrade.id)?;
-    }
+    complete_no_more(table)?;
     table.event("verify", "every row is to be looked at again", json!({}))
 }

@@ -2,6 +2,7 @@
 
 use super::batch::{self as written, Batch};
 use super::keyset::Keyset;
+use super::look;
 use super::retire::Clean;
 use super::sweep::{self, Chunk, Kind, Progress};
 use super::table::{self, Upgraded};
@@ -194,7 +195,7 @@ fn begin(table: &Upgraded, kind: Kind) -> Result<Step, Failure> {
     {
         return Ok(Step::new("upgrading"));
     }
-    if let Some(why) = table::key_gone(&now)? {
+    if let Some(why) = table::unsweepable(&now)? {
         return blocked(&now, why);
     }
     sweep::begin(&now, kind, now.state.batch_size.unwrap_or(FIRST))?;
@@ -210,6 +211,9 @@ fn state(kind: Kind) -> &'static str {
 
 /// Between two sweeps: is there anything to do?
 fn decide(table: &Upgraded) -> Result<Step, Failure> {
+    if table.relation.kind == "p" && table.alone()? && look::attached(table)? {
+        return Ok(Step::new("upgrading"));
+    }
     // First: an upgrade is complete again when the last of its rows is mended.
     let aside = if table.state.verified { complete::still_aside(table)? } else { 0 };
     let registered = table.registered()?;
@@ -298,11 +302,14 @@ fn nothing_to_claim(table: &Upgraded, kind: Kind, lease_ms: i32) -> Result<Step,
     }
     // A dump has the sweep and not its chunks: then nobody has looked at the rows that are there.
     let looks = sum.chunks == 0 || kind == Kind::Upgrade;
-    if let Some(why) = if looks { table::key_gone(&now)? } else { None } {
+    if let Some(why) = if looks { table::unsweepable(&now)? } else { None } {
         return blocked(&now, why);
     }
     if sum.chunks == 0 && !sweep::is_empty(&now)? {
         return begin(&now, Kind::Upgrade);
+    }
+    if look::attached(&now)? {
+        return Ok(Step::new(state(kind)));
     }
     match kind {
         Kind::Upgrade => sweep::begin(&now, Kind::Verify, FIRST * 10)?,

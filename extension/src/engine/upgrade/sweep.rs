@@ -4,6 +4,7 @@
 //! the end of the last chunk is fixed at the beginning, so inserts do not keep it from ending.
 
 use super::keyset::Keyset;
+use super::look;
 use super::table::Upgraded;
 use crate::catalog::spi;
 use migrator_core::batch::Pace;
@@ -76,6 +77,8 @@ pub fn begin(table: &Upgraded, kind: Kind, first_batch: i32) -> Result<(), Failu
              from pg_catalog.pg_class c where c.oid = $1))::bigint where relation = $1",
         &[oid.into(), sweep.into(), kind.name().into()],
     )?;
+    // Before the last key is looked for: what is attached later is found by the step that looks for it.
+    look::know_partitions(table)?;
     let Some(last) = last(&keyset)? else { return Ok(()) };
     let mut after: Option<Vec<String>> = None;
     let bounds = bounds(table, &keyset)?.into_iter().chain([last]);
@@ -164,8 +167,8 @@ pub struct Overdue {
     pub number: i32,
 }
 
-/// The holders of chunks whose transaction is older than the lease. A chunk is held by its row, whose xmax is the holder's
-/// transaction. Whoever drives the whole in one transaction (`ensure_upgraded`) says so by a lock, and is waited for.
+/// The holders of chunks whose transaction is older than the lease, twice that where the one before was ended too, and so on: a row
+/// that takes longer than a lease is done all the same. A chunk is held by its row, whose xmax is the holder's transaction. Whoever drives the whole in one transaction (`ensure_upgraded`) says so by a lock, and is waited for.
 pub fn overdue(table: &Upgraded, lease_ms: i32) -> Result<Vec<Overdue>, Failure> {
     spi::fetch(
         "select a.pid, k.number from migrator.sweep_chunk k \
@@ -173,7 +176,9 @@ pub fn overdue(table: &Upgraded, lease_ms: i32) -> Result<Vec<Overdue>, Failure>
          join pg_catalog.pg_stat_activity a on a.pid = l.pid and a.pid <> pg_catalog.pg_backend_pid() \
          where k.relation = $1 and k.sweep = $2 and k.done_at is null \
            and not exists (select from pg_catalog.pg_locks d where d.pid = a.pid and d.locktype = 'object' and d.classid = 'migrator.upgrade'::pg_catalog.regclass) \
-           and a.xact_start < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $3 / 1000.0)",
+           and a.xact_start < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $3 / 1000.0 * 2 ^ least(16, ( \
+             select count(distinct e.detail -> 'pid') from migrator.upgrade_event e join migrator.upgraded u on u.relation = e.relation \
+             where e.relation = k.relation and e.kind = 'overtaken' and e.detail -> 'chunk' = pg_catalog.to_jsonb(k.number) and e.at > u.sweep_began)))",
         &[pg_sys::Oid::from(table.relation.oid).into(), table.state.sweep.into(), lease_ms.into()],
     )
 }

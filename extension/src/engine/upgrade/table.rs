@@ -49,6 +49,8 @@ pub struct State {
     pub lacking: Option<i64>,
     /// Rows with names that nobody registered here, by the last look at all rows.
     pub strangers: Option<i64>,
+    /// What its view was made of last.
+    pub view_query: Option<String>,
     /// Whether `applied_upgrades` was made here.
     pub column_added: bool,
     key: Vec<Ident>,
@@ -72,7 +74,7 @@ impl Upgraded {
     pub fn find(oid: u32) -> Result<Option<Upgraded>, Failure> {
         let state: Option<State> = spi::fetch_optional(
             "select u.generation, u.view_schema, u.view_name, u.batch_size, u.cleanup_batch_size, u.target_ms, \
-             u.paused_at is not null as paused, u.blocked, u.blocked_hint, u.forgiven, u.held_since is not null as held, u.sweep, u.sweep_kind, u.sweep_generation, u.key, u.rows_total, u.rows_vacuumed, u.verified_at is not null as verified, u.lacking, u.strangers, u.column_added, \
+             u.paused_at is not null as paused, u.blocked, u.blocked_hint, u.forgiven, u.held_since is not null as held, u.sweep, u.sweep_kind, u.sweep_generation, u.key, u.rows_total, u.rows_vacuumed, u.verified_at is not null as verified, u.lacking, u.strangers, u.column_added, u.view_query, \
              coalesce(u.verified_at + greatest(interval '1 minute', 20 * u.verify_took) < pg_catalog.clock_timestamp(), true) as verify_due \
              from migrator.upgraded u where u.relation = $1",
             &[pg_sys::Oid::from(oid).into()],
@@ -295,8 +297,29 @@ pub fn key_stands(table: &Upgraded) -> Result<bool, Failure> {
     keys::stands(table.relation.oid, &table.key)
 }
 
-/// Why a sweep cannot begin: the table has another key by now, or none.
-pub fn key_gone(table: &Upgraded) -> Result<Option<Failure>, Failure> {
+/// Why a sweep cannot begin: the table has another key by now, or none; or another table inherits from it, whose rows it has not.
+pub fn unsweepable(table: &Upgraded) -> Result<Option<Failure>, Failure> {
+    #[derive(Deserialize)]
+    struct Child {
+        name: String,
+    }
+    let child: Option<Child> = spi::fetch_optional(
+        "select i.inhrelid::pg_catalog.regclass::text as name from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid \
+         where i.inhparent = $1 and not c.relispartition limit 1",
+        &[pg_sys::Oid::from(table.relation.oid).into()],
+    )?;
+    if let Some(Child { name }) = child {
+        return Ok(Some(
+            Failure::new(
+                code::NOT_SUPPORTED,
+                format!("table {name} inherits from table {}", table.relation.name.plain()),
+            )
+            .hint(format!(
+                "Its rows are no rows of the table, and no guard is on it: alter table {name} no inherit {};",
+                table.relation.name
+            )),
+        ));
+    }
     if key_stands(table)? {
         return Ok(None);
     }

@@ -6,6 +6,7 @@
 use super::table::Upgraded;
 use crate::catalog::attempt::attempt;
 use crate::catalog::definition;
+use crate::catalog::lock::{Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
 use migrator_core::failure::{Failure, code};
@@ -21,6 +22,28 @@ const OPTIONS: &str = if cfg!(feature = "pg14") { "" } else { " with (security_i
 /// NAMEDATALEN - 1: what is longer would be cut off.
 const LONGEST: usize = 63;
 
+/// The lock that `make` needs beside the table's: readers of the view hold it before they come to the table, so it is the first.
+/// None where the view stays as it is, or is not there yet.
+pub fn lock(
+    upgraded: &Upgraded,
+    table: &Relation,
+    definition: &Definition,
+    wanted: Option<&str>,
+) -> Result<Option<Wanted>, Failure> {
+    let name = name(Some(upgraded), table, wanted)?;
+    let Some(existing) = existing(&name)? else { return Ok(None) };
+    let stays = upgraded.state.view_query.as_ref() == Some(&select(table, definition, Some(&existing))?);
+    let relation = oid(&name)?;
+    Ok((!stays).then_some(Wanted { relation, mode: Mode::AccessExclusive }))
+}
+
+/// The view as it is, locked against everybody.
+pub fn of(upgraded: &Upgraded) -> Result<Option<Wanted>, Failure> {
+    let (Some(schema), Some(name)) = (&upgraded.state.view_schema, &upgraded.state.view_name) else { return Ok(None) };
+    let relation = oid(&Name { schema: schema.clone(), name: name.clone() })?;
+    Ok(Relation::find(relation)?.map(|_| Wanted { relation, mode: Mode::AccessExclusive }))
+}
+
 /// Makes the view, or makes it anew. `wanted` is the name that somebody gave.
 pub fn make(
     upgraded: &Upgraded,
@@ -31,6 +54,10 @@ pub fn make(
     let name = name(Some(upgraded), table, wanted)?;
     let existing = existing(&name)?;
     let select = select(table, definition, existing.as_deref())?;
+    let stays = upgraded.state.view_query.as_ref() == Some(&select);
+    if existing.is_some() && stays && Relation::get(oid(&name)?)?.owner == table.owner {
+        return Ok(());
+    }
     let options = OPTIONS;
     let replace = format!("create or replace view {name}{options} as {select}");
     let made = attempt(|| spi::execute(&replace, &[]));
@@ -52,8 +79,8 @@ pub fn make(
         grant(table, &name)?;
     }
     spi::execute(
-        "update migrator.upgraded set view_schema = $2, view_name = $3 where relation = $1",
-        &[pg_sys::Oid::from(table.oid).into(), name.schema.as_str().into(), name.name.as_str().into()],
+        "update migrator.upgraded set view_schema = $2, view_name = $3, view_query = $4 where relation = $1",
+        &[pg_sys::Oid::from(table.oid).into(), name.schema.as_str().into(), name.name.as_str().into(), select.into()],
     )?;
     Ok(())
 }
