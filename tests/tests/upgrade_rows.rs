@@ -14,6 +14,7 @@ for_each_server!(
     outputs_of_half_a_megabyte,
     two_in_place_on_one_column,
     the_upgrade_that_fails_is_blamed,
+    rows_that_move_under_a_batch,
 );
 
 /// Gaps, extremes, several columns, equal values, text in another order: the sweep meets every row once.
@@ -187,27 +188,7 @@ async fn partitions_with_rows_moving(server: Server) -> Result<()> {
     session.run("select migrator.register_upgrade('parted', 'w', '{\"w\": \"length(v)\"}', batch_size => 200)").await?;
     let mut worker = Worker::new(&database, "parted", "w").await?;
     worker.until(|step| step.rows > 0).await?;
-    // Rows move under the hands of a batch: it takes them where they are then.
-    let (mover, stop) = (database.connect().await?, Arc::new(AtomicBool::new(false)));
-    let stopped = Arc::clone(&stop);
-    let moving = tokio::spawn(async move {
-        let mut moved = 0;
-        while !stopped.load(Ordering::Relaxed) {
-            let id = 1 + (moved * 7) % 3000;
-            moved += mover.run(&format!("update parted set part = 3 - part where id = {id}")).await?;
-        }
-        Ok::<_, SqlError>(moved)
-    });
-    for _ in 0..5 {
-        // Nobody tries again for whoever calls it in psql.
-        session.run("begin; lock table parted in share row exclusive mode; set local session_replication_role = replica; update parted set applied_upgrades = '{}', w = null; commit").await?;
-        session.run("select migrator.verify_upgrades('parted')").await?;
-        session.run("call migrator.run_upgrades('parted')").await?;
-    }
-    stop.store(true, Ordering::Relaxed);
-    ensure!(moving.await?? > 50, "hardly a row was moved");
     // Rows move behind and before the sweep, with and without their names.
-    session.run("set session_replication_role = replica; update parted set applied_upgrades = '{}', w = null where id % 2 = 0; reset session_replication_role; select migrator.verify_upgrades('parted')").await?;
     session.run("update parted set part = 3 - part where id % 3 = 0").await?;
     session.run("set session_replication_role = replica; update parted set v = v || '0' where id % 5 = 0; reset session_replication_role").await?;
     session
@@ -327,5 +308,53 @@ async fn the_upgrade_that_fails_is_blamed(server: Server) -> Result<()> {
         .value("select string_agg(coalesce(u1, '-') || ' ' || coalesce(u2, '-') || ' ' || coalesce(u3::text, '-') || ' ' || coalesce(u4, '-') || ' ' || applied_upgrades::text, ', ' order by applied_upgrades) from t where not applied_upgrades @> '{four}'")
         .await?;
     ensure!(rows == "7 - - - {one}, no number no number - - {one,two}", "{rows}");
+    Ok(())
+}
+
+/// PostgreSQL fails a statement that comes to lock a row which has just moved to another partition, though it skips those that are
+/// locked. Nobody tries again for whoever calls it in psql.
+async fn rows_that_move_under_a_batch(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table parted (id int, part int, v text, w int, primary key (id, part)) partition by list (part);
+             create table parted_1 partition of parted for values in (1);
+             create table parted_2 partition of parted for values in (2);
+             insert into parted select g, 1 + g % 2, g::text from generate_series(1, 30000) g;
+             select migrator.register_upgrade('parted', 'w', '{\"w\": \"length(v)\"}')",
+        )
+        .await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut movers = vec![];
+    for number in 0..3 {
+        let (mover, stopped) = (database.connect().await?, Arc::clone(&stop));
+        movers.push(tokio::spawn(async move {
+            let (mut moved, mut at) = (0, number * 10_000);
+            while !stopped.load(Ordering::Relaxed) {
+                at = (at + 40) % 30_000;
+                let rows = format!("id > {at} and id <= {at} + 40");
+                match mover.run(&format!("update parted set part = 3 - part where {rows}")).await {
+                    Ok(rows) => moved += rows,
+                    Err(error) if error.is_worth_retrying() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok::<_, SqlError>(moved)
+        }));
+    }
+    for _ in 0..5 {
+        session.run("begin; lock table parted in share row exclusive mode; set local session_replication_role = replica; alter table parted disable trigger \"~migrator_guard\"; update parted set applied_upgrades = '{}', w = null; alter table parted enable always trigger \"~migrator_guard\"; commit").await?;
+        session.run("select migrator.verify_upgrades('parted')").await?;
+        session.run("call migrator.run_upgrades('parted')").await?;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for mover in movers {
+        ensure!(mover.await?? > 50, "hardly a row was moved");
+    }
+    let wrong = session
+        .number("select count(*) from parted where w is distinct from length(v) or applied_upgrades <> '{w}'")
+        .await?;
+    ensure!(wrong == 0, "{wrong} rows are wrong");
     Ok(())
 }

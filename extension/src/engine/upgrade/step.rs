@@ -211,8 +211,13 @@ fn state(kind: Kind) -> &'static str {
 
 /// Between two sweeps: is there anything to do?
 fn decide(table: &Upgraded) -> Result<Step, Failure> {
-    if table.relation.kind == "p" && table.alone()? && look::attached(table)? {
-        return Ok(Step::new("upgrading"));
+    if table.relation.kind == "p" {
+        if !table.alone()? {
+            return Ok(another());
+        }
+        if look::attached(table)? {
+            return Ok(Step::new("upgrading"));
+        }
     }
     // First: an upgrade is complete again when the last of its rows is mended.
     let aside = if table.state.verified { complete::still_aside(table)? } else { 0 };
