@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+// Twenty seconds pass before somebody is told that the table is too busy.
+for_newest_server!(a_reader_of_the_view);
 for_each_server!(
     a_failure_that_commits_after_the_end,
     a_failure_that_could_not_be_noted,
@@ -21,7 +23,6 @@ for_each_server!(
     a_look_that_is_old,
     verified_beside_a_writer,
     a_row_of_the_books_in_other_hands,
-    a_reader_of_the_view,
 );
 
 const PAGE: &str = "create table page (id int primary key, content text, size int, words int); \
@@ -416,12 +417,8 @@ async fn a_reader_of_the_view(server: Server) -> Result<()> {
         }
         Ok::<_, SqlError>(written)
     });
-    for call in
-        [register("second", "words", "length(content)"), "select migrator.retire_upgrade('page', 'first')".into()]
-    {
-        let refusal = session.refusal(&call).await?;
-        ensure!(refusal.code == "55P03" && refusal.message.contains("test:reader"), "{refusal}");
-    }
+    let refusal = session.refusal(&register("second", "words", "length(content)")).await?;
+    ensure!(refusal.code == "55P03" && refusal.message.contains("test:reader"), "{refusal}");
     stop.store(true, Ordering::Relaxed);
     ensure!(writing.await?? > 50, "hardly a row was written");
     reader.run("commit").await?;
