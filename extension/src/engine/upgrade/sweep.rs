@@ -106,8 +106,8 @@ fn last(keyset: &Keyset<'_>) -> Result<Option<Vec<String>>, Failure> {
     Ok(last.into_iter().next().map(|last| last.key))
 }
 
-/// Blocks that are looked at for the bounds of chunks.
-const SAMPLE: f64 = 300.0;
+/// Blocks that are looked at for the bounds of chunks. Each may have to come from the disk, within one transaction.
+const SAMPLE: f64 = 100.0;
 
 /// Keys between which there are about equally many rows. What the sample stands for is the table's size where nobody has
 /// counted it yet.
