@@ -24,6 +24,8 @@ pub struct Known {
     trees: RefCell<Vec<Option<Vec<*mut pg_sys::Expr>>>>,
     /// The names that a row got last.
     written: Written,
+    /// The tables that this one is a partition of: what they refuse counts in `Columns::refusals`.
+    above: Vec<pg_sys::Oid>,
     /// Where the trees and the array of those names are.
     context: pg_sys::MemoryContext,
     text: String,
@@ -62,6 +64,24 @@ thread_local! {
     /// Something has changed that a definition, or what was made from it, may depend on.
     static STALE: Cell<bool> = const { Cell::new(false) };
     static LISTENING: Cell<bool> = const { Cell::new(false) };
+    /// A table is being read, and other tables with it, of which it is not known yet that they matter.
+    static READING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// For as long as a table is read: whatever changes meanwhile, it is read again the next time.
+struct Reading;
+
+impl Reading {
+    fn begin() -> Self {
+        READING.set(true);
+        Self
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        READING.set(false);
+    }
 }
 
 /// What is known of an open table by the arguments of its guard's trigger. None where they do not fit the table: a column
@@ -85,7 +105,9 @@ pub unsafe fn of(table: pg_sys::Relation, trigger: *const pg_sys::Trigger) -> Op
         if let Some(known) = found.filter(|known| known.text.as_bytes() == text.to_bytes()) {
             return Some(known);
         }
+        let reading = Reading::begin();
         let known = Rc::new(read(table, text)?);
+        drop(reading);
         KNOWN.with_borrow_mut(|all| all.insert(oid, known.clone()));
         Some(known)
     }
@@ -144,7 +166,8 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
             upgrade.deferred = columns.refusals.any;
         }
         let trees = RefCell::new(vec![None; definition.upgrades.len()]);
-        Some(Known { definition, marks, columns, trees, written: Written::default(), context, text })
+        let above = refuses::above(table);
+        Some(Known { definition, marks, columns, trees, written: Written::default(), above, context, text })
     }
 }
 
@@ -248,8 +271,12 @@ fn listen() {
 #[pg_guard]
 unsafe extern "C-unwind" fn table_changed(_argument: pg_sys::Datum, table: pg_sys::Oid) {
     // Nothing may be freed here: a statement may be in the middle of it.
+    let matters = |all: &HashMap<u32, Rc<Known>>| {
+        all.contains_key(&table.to_u32()) || all.values().any(|known| known.above.contains(&table))
+    };
     if table == pg_sys::InvalidOid
-        || KNOWN.with(|known| known.try_borrow().is_ok_and(|all| all.contains_key(&table.to_u32())))
+        || READING.get()
+        || KNOWN.with(|known| known.try_borrow().is_ok_and(|all| matters(&all)))
     {
         STALE.set(true);
     }

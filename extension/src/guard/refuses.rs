@@ -18,6 +18,11 @@ const ARRAY_OPS: u32 = 2745;
 /// FirstNormalObjectId (access/transam.h): below it is what PostgreSQL itself brings.
 const FIRST_OF_OTHERS: u32 = 16_384;
 
+// pgrx does not bind it (catalog/partition.h). The same in PostgreSQL 14 to 18.
+unsafe extern "C-unwind" {
+    fn get_partition_ancestors(table: pg_sys::Oid) -> *mut pg_sys::List;
+}
+
 /// What a table may refuse of an upgrade's outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Refusal {
@@ -70,7 +75,7 @@ pub unsafe fn of(table: pg_sys::Relation, outputs: &[usize]) -> Refusals {
         if outputs.all.is_empty() {
             return found;
         }
-        if by_policy(table, &outputs) {
+        if by_policy(table, &outputs) || above(table).into_iter().any(|parent| by_policy_of(parent, table, &outputs)) {
             found.any = true;
             return found;
         }
@@ -149,6 +154,45 @@ unsafe fn by_policy(table: pg_sys::Relation, outputs: &Outputs) -> bool {
                 || mentions(policy.qual.cast(), &outputs.all)
                 || mentions(policy.with_check_qual.cast(), &outputs.all)
         })
+    }
+}
+
+/// The tables that a table is a partition of, the nearest first. Whoever writes a row through one of them, as nearly everybody does,
+/// is subject to that one's policies; they are tried on the partition's row, behind the guard, and are not the partition's own.
+///
+/// # Safety
+/// The relation is open.
+pub unsafe fn above(table: pg_sys::Relation) -> Vec<pg_sys::Oid> {
+    // SAFETY: the relation cache's own entry; the list is made for us.
+    unsafe {
+        if !(*(*table).rd_rel).relispartition {
+            return vec![];
+        }
+        let oid = (*table).rd_id;
+        let parents = pg_sys::ffi::pg_guard_ffi_boundary(|| get_partition_ancestors(oid));
+        PgList::<pg_sys::Oid>::from_pg(parents).iter_oid().collect()
+    }
+}
+
+/// Likewise of a table above, whose columns of the same names are meant.
+///
+/// Whoever writes through it has it locked already. One who writes to the partition itself waits here as he would for PostgreSQL, which
+/// opens it in the same order for the partition's bounds (generate_partition_qual(), partcache.c), once for each entry of the cache, as
+/// this is.
+unsafe fn by_policy_of(parent: pg_sys::Oid, table: pg_sys::Relation, outputs: &Outputs) -> bool {
+    let mode = i32::try_from(pg_sys::AccessShareLock).expect("a small number");
+    // SAFETY: opened and closed here; places of columns of the caller's relation.
+    unsafe {
+        let parent = pg_sys::try_relation_open(parent, mode);
+        if parent.is_null() {
+            return false;
+        }
+        let name = |place: &usize| Ident::from(pgrx::name_data_to_str(&(*attribute((*table).rd_att, *place)).attname));
+        let places: Vec<usize> =
+            outputs.all.iter().filter_map(|place| known::place((*parent).rd_att, &name(place))).collect();
+        let found = by_policy(parent, &Outputs::of(parent, &places));
+        pg_sys::relation_close(parent, mode);
+        found
     }
 }
 

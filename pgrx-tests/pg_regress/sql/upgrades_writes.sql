@@ -139,5 +139,43 @@ select subject, problem from migrator.doctor() where subject like '%~~behind%';
 alter table switched enable trigger "~~behind";
 select subject, problem from migrator.doctor() where subject like '%~~behind%';
 
+-- Policies of a partitioned table are not its partitions' own, and count all the same, whenever they came and on whatever level.
+create table parted (id int, part int, a text, b text, primary key (id, part)) partition by list (part);
+create table parted_1 (b text, part int not null, a text, id int not null);
+alter table parted attach partition parted_1 for values in (1);
+create table parted_2 partition of parted for values in (2) partition by list (id);
+create table parted_2_all partition of parted_2 default;
+select migrator.register_upgrade('parted', 'b', '{"b": "upper(a)"}') is not null as registered;
+create role upgrades_writer;
+grant usage on schema upgrades_writes to upgrades_writer;
+grant insert, select, update on parted, parted_2 to upgrades_writer;
+set role upgrades_writer;
+insert into parted (id, part, a) values (1, 1, 'one'), (2, 2, 'one');
+reset role;
+create policy few on parted with check (b is distinct from 'TWO');
+create policy all_of_it on parted using (true) with check (false);
+alter table parted enable row level security;
+set role upgrades_writer;
+insert into parted (id, part, a) values (3, 1, 'two'), (4, 2, 'two');
+update parted set a = 'two' where id = 2;
+reset role;
+select tableoid::regclass as part, * from parted order by id;
+alter table parted disable row level security;
+set role upgrades_writer;
+insert into parted (id, part, a) values (5, 1, 'two'), (6, 2, 'two');
+reset role;
+create policy few on parted_2 with check (b is distinct from 'THREE');
+alter table parted_2 enable row level security;
+set role upgrades_writer;
+insert into parted_2 (id, part, a) values (7, 2, 'three');
+insert into parted (id, part, a) values (8, 1, 'three');
+reset role;
+select tableoid::regclass as part, * from parted order by id;
+call migrator.run_upgrades('parted');
+select tableoid::regclass as part, * from parted order by id;
+drop owned by upgrades_writer;
+drop role upgrades_writer;
+
+
 set client_min_messages = warning;
 drop schema upgrades_writes cascade;
