@@ -66,6 +66,8 @@ pub struct Row<'a> {
     pub new: Values,
     pub changed: Vec<usize>,
     pub failed: Option<Failed>,
+    /// What the derived values lie with. An upgrade that fails has its statement evaluate with another from the next row on.
+    run: Option<(Rc<Run>, Busy)>,
 }
 
 impl<'a> Row<'a> {
@@ -76,7 +78,7 @@ impl<'a> Row<'a> {
         old: Option<Values>,
         new: Values,
     ) -> Self {
-        Self { table, known, applier, old, new, changed: vec![], failed: None }
+        Self { table, known, applier, old, new, changed: vec![], failed: None, run: None }
     }
 
     /// Applies what there is to apply. Afterwards `changed` lists the columns that differ from what was written.
@@ -97,7 +99,6 @@ impl<'a> Row<'a> {
         for name in &known.definition.retired {
             marks.clear(name);
         }
-        let mut run: Option<(Rc<Run>, Busy)> = None;
         let mut barrier = false;
         let mut applied = 0;
         for place in 0..known.definition.upgrades.len() {
@@ -123,12 +124,13 @@ impl<'a> Row<'a> {
                 Act::Derive | Act::DeriveOthers => {
                     // SAFETY: the caller's.
                     let done = unsafe {
-                        let (run, _) = run.get_or_insert_with(|| {
+                        let (run, _) = self.run.get_or_insert_with(|| {
                             let run = run::of(self.table, known);
                             let busy = run.reset();
                             (run, busy)
                         });
-                        self.derive(&run.clone(), place, act, before.has(&upgrade.name))?
+                        let run = run.clone();
+                        self.derive(&run, place, act, before.has(&upgrade.name))?
                     };
                     if done {
                         applied += 1;

@@ -139,6 +139,34 @@ select subject, problem from migrator.doctor() where subject like '%~~behind%';
 alter table switched enable trigger "~~behind";
 select subject, problem from migrator.doctor() where subject like '%~~behind%';
 
+-- Two upgrades that fail in turn: a hundred rows of a transaction are noted, whichever fails, and each is told to look again.
+create table by_turns (id int primary key, a text, b text, x int, y int);
+select migrator.register_upgrade('by_turns', 'x', '{"x": "a::int"}') is not null as registered;
+select migrator.register_upgrade('by_turns', 'y', '{"y": "b::int"}') is not null as registered;
+call migrator.run_upgrades('by_turns');
+insert into by_turns select g, case g % 2 when 0 then 'none' else '1' end, 'none' from generate_series(1, 300) g;
+select count(*) as noted from migrator.upgrade_failures where relation = 'upgrades_writes.by_turns';
+select count(*) as notes, count(distinct upgrade) as upgrades from migrator.upgrade_unnoted where relation = 'by_turns'::regclass;
+update by_turns set a = '1', b = '2';
+call migrator.run_upgrades('by_turns');
+select count(*) as rows, count(*) filter (where applied_upgrades = '{x,y}') as done from by_turns;
+
+-- A note runs a cast of the user's, which writes to the same table: the row in hand stays what it is.
+create type mood as enum ('calm', 'wild');
+create table nested (id int primary key, a text, b text, m mood, x text, y int);
+create function as_json(m mood) returns json language plpgsql as $$
+begin
+  insert into upgrades_writes.nested (id, a, b) values (101, 'within', '5') on conflict do nothing;
+  insert into upgrades_writes.nested (id, a, b) values (102, 'within', '6') on conflict do nothing;
+  return to_json(m::text);
+end $$;
+create cast (mood as json) with function as_json(mood);
+select migrator.register_upgrade('nested', 'of a, with a name that is not short at all', '{"x": "upper(a)"}') is not null as registered;
+select migrator.register_upgrade('nested', 'of b', '{"y": "b::int"}') is not null as registered;
+insert into nested (id, a, b, m) values (1, 'first', 'none', 'wild');
+select id, x, y, applied_upgrades from nested order by id;
+select upgrade, key, sqlstate from migrator.upgrade_failures where relation = 'upgrades_writes.nested';
+
 -- Policies of a partitioned table are not its partitions' own, and count all the same, whenever they came and on whatever level.
 create table parted (id int, part int, a text, b text, primary key (id, part)) partition by list (part);
 create table parted_1 (b text, part int not null, a text, id int not null);
