@@ -10,6 +10,7 @@ use crate::catalog::{role, spi};
 use crate::raise;
 use migrator_core::failure::Failure;
 use migrator_core::ident::{Ident, literal};
+use migrator_core::upgrade::Marks;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use serde::Deserialize;
@@ -76,13 +77,14 @@ fn is_first(upgrade: i64) -> bool {
 }
 
 /// Notes that there are rows without an upgrade, of which no more is known: a row of its own, which no other session can hold, because
-/// of which every row is looked at again.
-fn look_again(upgrade: i64) -> Result<(), Failure> {
+/// of which every row is looked at again. Where `another` is false, one that is there already is enough.
+fn look_again(upgrade: i64, another: bool) -> Result<(), Failure> {
     attempt(|| {
         role::as_extension(|| {
             spi::execute(
-                "insert into migrator.upgrade_unnoted (relation, upgrade) select g.relation, g.id from migrator.upgrade g where g.id = $1",
-                &[upgrade.into()],
+                "insert into migrator.upgrade_unnoted (relation, upgrade) select g.relation, g.id from migrator.upgrade g \
+                 where g.id = $1 and ($2 or not exists (select from migrator.upgrade_unnoted n where n.upgrade = g.id))",
+                &[upgrade.into(), another.into()],
             )
         })
     })
@@ -91,6 +93,31 @@ fn look_again(upgrade: i64) -> Result<(), Failure> {
 
 fn ask_to_look_again(table: pg_sys::Oid) -> String {
     format!("Have every row looked at again: select migrator.verify_upgrades({}::regclass);", table.to_u32())
+}
+
+/// Notes which upgrades a row lacks that was written while the definition did not fit the table. Those of application code need none:
+/// for their rows is looked again and again.
+///
+/// Each transaction that writes meanwhile leaves rows, so a note that is there already has to do for many. Notes are taken away where a
+/// sweep begins, by a step that holds the table and found that the definition fits it. Whoever renames a column has the table alone.
+/// So such a step ended before the column was renamed, and what it took away is not seen here any more, if the snapshot is one of
+/// this statement; or it begins after the column was brought back, and then this transaction has ended, and its rows are seen.
+///
+/// # Safety
+/// The relation is open.
+pub unsafe fn note_lacking(table: pg_sys::Relation, known: &Known, marks: &Marks) {
+    // SAFETY: a variable of the process.
+    let old_snapshot = unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ.cast_signed() };
+    for upgrade in &known.definition.upgrades {
+        if upgrade.is_application() || marks.has(&upgrade.name) || !is_first(upgrade.id) {
+            continue;
+        }
+        if let Err(failure) = look_again(upgrade.id, old_snapshot) {
+            // SAFETY: the caller's.
+            let oid = unsafe { (*table).rd_id };
+            raise::warn(failure.hint(ask_to_look_again(oid)));
+        }
+    }
 }
 
 /// Notes it. The application's statement goes on either way: where a name for the row cannot be had at once, or there are too
@@ -123,7 +150,7 @@ pub unsafe fn note(table: pg_sys::Relation, known: &Known, failed: &Failed, tupl
             ),
         )
     };
-    let again = match look_again(failed.upgrade) {
+    let again = match look_again(failed.upgrade, true) {
         Ok(()) => "Every row is looked at again by the next steps.".to_owned(),
         Err(_) => ask_to_look_again(oid),
     };

@@ -16,6 +16,8 @@ use std::rc::Rc;
 /// A definition and the table it is for, as both are now.
 pub struct Known {
     pub definition: Definition,
+    /// Whether the table has all columns that it names. Where one was renamed or dropped nothing can be derived.
+    pub fits: bool,
     /// Place of `applied_upgrades` in the row, from 0.
     pub marks: usize,
     /// For each upgrade.
@@ -34,6 +36,8 @@ pub struct Known {
 /// Where the columns of an upgrade are, from 0.
 pub struct Columns {
     pub inputs: Vec<usize>,
+    /// An input is not there: nobody can tell whether it changed.
+    pub lost: bool,
     pub outputs: Vec<usize>,
     /// What an output has when nobody gives it a value.
     pub defaults: Vec<Unwritten>,
@@ -84,8 +88,8 @@ impl Drop for Reading {
     }
 }
 
-/// What is known of an open table by the arguments of its guard's trigger. None where they do not fit the table: a column
-/// was renamed or dropped under them.
+/// What is known of an open table by the arguments of its guard's trigger. None where they cannot be read, or the table has no
+/// `applied_upgrades` any more.
 ///
 /// # Safety
 /// The relation is open and the trigger one of its own.
@@ -136,12 +140,9 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
         let row = (*table).rd_att;
         let place = |name: &Ident| place(row, name);
         let marks = place(&Ident::from(COLUMN))?;
-        let named = |upgrade: &migrator_core::upgrade::Upgrade| {
-            upgrade.inputs.iter().chain(upgrade.outputs()).all(|column| place(column).is_some())
-        };
-        if !definition.upgrades.iter().all(named) {
-            return None;
-        }
+        let there = |column: &Ident| place(column).is_some();
+        let fits =
+            definition.upgrades.iter().all(|upgrade| upgrade.inputs.iter().all(there) && upgrade.outputs().all(there));
         let context = pg_sys::AllocSetContextCreateInternal(
             pg_sys::CacheMemoryContext,
             c"migrator guard".as_ptr(),
@@ -153,21 +154,22 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
             .upgrades
             .iter()
             .map(|upgrade| {
-                let outputs: Vec<usize> = upgrade.outputs().map(place).collect::<Option<_>>()?;
-                Some(Columns {
-                    inputs: upgrade.inputs.iter().map(place).collect::<Option<_>>()?,
+                let outputs: Vec<usize> = upgrade.outputs().filter_map(place).collect();
+                Columns {
+                    inputs: upgrade.inputs.iter().filter_map(place).collect(),
+                    lost: !upgrade.inputs.iter().all(there),
                     defaults: outputs.iter().map(|output| unwritten(table, *output, context)).collect(),
                     refusals: refuses::of(table, &outputs),
                     outputs,
-                })
+                }
             })
-            .collect::<Option<Vec<Columns>>>()?;
+            .collect::<Vec<Columns>>();
         for (upgrade, columns) in definition.upgrades.iter_mut().zip(&columns) {
-            upgrade.deferred = columns.refusals.any;
+            upgrade.deferred = columns.refusals.any || !fits;
         }
         let trees = RefCell::new(vec![None; definition.upgrades.len()]);
         let above = refuses::above(table);
-        Some(Known { definition, marks, columns, trees, written: Written::default(), above, context, text })
+        Some(Known { definition, fits, marks, columns, trees, written: Written::default(), above, context, text })
     }
 }
 

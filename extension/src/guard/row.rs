@@ -105,11 +105,11 @@ impl<'a> Row<'a> {
             let upgrade = &known.definition.upgrades[place];
             // SAFETY: the caller's.
             let written = unsafe { self.written(place, had.has(&upgrade.name), before.has(&upgrade.name)) };
-            let in_batch = self.applier != Applier::Writer;
+            let in_batch = known.fits && self.applier != Applier::Writer;
             let mut act = decide(upgrade, self.kind(), written, in_batch);
             // What cannot be told from done twice keeps its name whatever happens before it.
             let safe = upgrade.in_place && act == Act::Keep;
-            if barrier && !safe {
+            if barrier && !safe || !known.fits && derives(act) {
                 act = Act::Leave;
             }
             if matches!(self.applier, Applier::Batch { limit } if applied >= limit) && derives(act) {
@@ -178,7 +178,7 @@ impl<'a> Row<'a> {
             Written {
                 had,
                 has,
-                inputs: columns.inputs.iter().any(|place| self.is_changed(*place)),
+                inputs: columns.lost || columns.inputs.iter().any(|place| self.is_changed(*place)),
                 // By the statement itself: what an upgrade before this one made of a column says nothing of the writer.
                 outputs: columns
                     .outputs

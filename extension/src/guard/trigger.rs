@@ -98,6 +98,9 @@ unsafe fn guard(data: &pg_sys::TriggerData) -> Result<pg_sys::HeapTuple, Failure
             unguarded(data.tg_relation);
             return Ok(tuple);
         };
+        if !known.fits {
+            unguarded(data.tg_relation);
+        }
         let row = (*data.tg_relation).rd_att;
         let old = (!inserts).then(|| Values::of(data.tg_trigtuple, row));
         let applier = applier(&known);
@@ -118,6 +121,9 @@ unsafe fn guard(data: &pg_sys::TriggerData) -> Result<pg_sys::HeapTuple, Failure
         if let Some(failed) = &row_in_hand.failed {
             failed::note(data.tg_relation, &known, failed, tuple);
         }
+        if !known.fits {
+            failed::note_lacking(data.tg_relation, &known, &row_in_hand.marks());
+        }
         Ok(written)
     }
 }
@@ -134,7 +140,8 @@ thread_local! {
     static TOLD: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The definition does not fit the table any more. The application goes on; it hears of it once in a session.
+/// The definition does not fit the table any more. The application goes on, and hears of it once in a session. Rows lose the names of
+/// upgrades whose inputs may have changed, so that they are upgraded when the column is back.
 unsafe fn unguarded(table: pg_sys::Relation) {
     if TOLD.replace(true) {
         return;
