@@ -20,6 +20,8 @@ pub struct Known {
     pub fits: bool,
     /// Place of `applied_upgrades` in the row, from 0.
     pub marks: usize,
+    /// Whether a CHECK or an index of the table looks at that column: then a row is tried with the names that it gets.
+    pub tries_marks: bool,
     /// For each upgrade.
     pub columns: Vec<Columns>,
     /// For each upgrade, its expressions, prepared at first use.
@@ -169,7 +171,20 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
         }
         let trees = RefCell::new(vec![None; definition.upgrades.len()]);
         let above = refuses::above(table);
-        Some(Known { definition, fits, marks, columns, trees, written: Written::default(), above, context, text })
+        let indexed = columns.iter().any(|columns| columns.refusals.long.iter().flatten().any(|place| *place == marks));
+        let tries_marks = indexed || refuses::is_checked(table, marks);
+        Some(Known {
+            definition,
+            fits,
+            marks,
+            tries_marks,
+            columns,
+            trees,
+            written: Written::default(),
+            above,
+            context,
+            text,
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 use super::known;
 use crate::catalog::bulk::attribute;
 use migrator_core::ident::Ident;
+use migrator_core::upgrade::COLUMN;
 use pgrx::{PgList, pg_sys};
 
 /// Bytes of the columns of one index, up to which every row fits: btree and GIN take a third of a page, 2704 bytes with all that
@@ -63,7 +64,8 @@ pub struct Refusals {
     pub long: Vec<Vec<usize>>,
 }
 
-/// Of the columns at these places, and of generated columns that are computed from them.
+/// Of the columns at these places, of the column of names, which is written with them, and of generated columns that are computed
+/// from any of these.
 ///
 /// # Safety
 /// The relation is open and locked, at least as a query locks it.
@@ -71,7 +73,8 @@ pub unsafe fn of(table: pg_sys::Relation, outputs: &[usize]) -> Refusals {
     let mut found = Refusals { any: false, long: vec![] };
     // SAFETY: the lists are copies of the relation cache's; an index of a locked table cannot be dropped.
     unsafe {
-        let outputs = Outputs::of(table, outputs);
+        let names = known::place((*table).rd_att, &Ident::from(COLUMN));
+        let outputs = Outputs::of(table, &outputs.iter().copied().chain(names).collect::<Vec<_>>());
         if outputs.all.is_empty() {
             return found;
         }
@@ -120,14 +123,20 @@ unsafe fn look(table: pg_sys::Relation, index: pg_sys::Relation, outputs: &Outpu
             found.any = true;
             return;
         }
-        // A hash is a number; GIN cuts json and text searches into short pieces, arrays into their elements.
+        // A hash is a number; GIN cuts json and text searches into short pieces, arrays into their elements, and our names are short.
         let (method, row) = ((*(*index).rd_rel).relam.to_u32(), (*table).rd_att);
-        let pieces = method == GIN && families.iter().all(|family| family.to_u32() != ARRAY_OPS);
-        if method == HASH || pieces {
-            return;
-        }
-        let places = numbers.iter().filter_map(|number| usize::try_from(*number - 1).ok());
-        let long: Vec<usize> = places.filter(|place| (*attribute(row, *place)).attlen < 0).collect();
+        let names = known::place(row, &Ident::from(COLUMN));
+        let counts = |at: usize, place: usize| match method {
+            HASH => false,
+            GIN => families.get(at).is_some_and(|family| family.to_u32() == ARRAY_OPS) && Some(place) != names,
+            _ => true,
+        };
+        let places =
+            numbers.iter().enumerate().filter_map(|(at, number)| Some((at, usize::try_from(*number - 1).ok()?)));
+        let long: Vec<usize> = places
+            .filter(|(at, place)| (*attribute(row, *place)).attlen < 0 && counts(*at, *place))
+            .map(|(_, place)| place)
+            .collect();
         if !long.iter().any(|place| outputs.all.contains(place)) {
             return;
         }
@@ -137,6 +146,20 @@ unsafe fn look(table: pg_sys::Relation, index: pg_sys::Relation, outputs: &Outpu
             return;
         }
         found.long.push(long);
+    }
+}
+
+/// Whether a CHECK, or NOT NULL of a generated column, looks at the column at this place.
+///
+/// # Safety
+/// The relation is open.
+pub unsafe fn is_checked(table: pg_sys::Relation, place: usize) -> bool {
+    // SAFETY: the relation cache's own entry, whose constraints are trees as text.
+    unsafe {
+        let Some(constraints) = (*(*table).rd_att).constr.as_ref() else { return false };
+        let all = Outputs::of(table, &[place]).all;
+        let checks = (0..usize::from(constraints.num_check)).map(|number| &*constraints.check.add(number));
+        all.len() > 1 || checks.into_iter().any(|check| mentions(pg_sys::stringToNode(check.ccbin).cast(), &all))
     }
 }
 

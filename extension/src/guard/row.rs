@@ -130,7 +130,7 @@ impl<'a> Row<'a> {
                             (run, busy)
                         });
                         let run = run.clone();
-                        self.derive(&run, place, act, before.has(&upgrade.name))?
+                        self.derive(&run, place, act, before.has(&upgrade.name), &marks)?
                     };
                     if done {
                         applied += 1;
@@ -223,8 +223,15 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Puts derived values into the row. False where that failed, and was noted, or is left to a batch.
-    unsafe fn derive(&mut self, run: &Rc<Run>, upgrade: usize, act: Act, has: bool) -> Result<bool, Failure> {
+    /// Puts derived values into the row, which has these names so far. False where that failed, and was noted, or is left to a batch.
+    unsafe fn derive(
+        &mut self,
+        run: &Rc<Run>,
+        upgrade: usize,
+        act: Act,
+        has: bool,
+        marks: &Marks,
+    ) -> Result<bool, Failure> {
         let known = self.known;
         let definition = &known.definition.upgrades[upgrade];
         let places: Vec<usize> = known.columns[upgrade]
@@ -260,6 +267,13 @@ impl<'a> Row<'a> {
                     if self.applier == Applier::Writer {
                         let (mut values, mut nulls) = (self.new.values.clone(), self.new.nulls.clone());
                         self.put(&mut values, &mut nulls, upgrade, &places, &outputs);
+                        if known.tries_marks {
+                            // An array of its own: functions of a CHECK may write to this table, and so come by the one that is shared.
+                            let mut marks = marks.clone();
+                            marks.set(&definition.name);
+                            values[known.marks] = marks::array(&marks);
+                            nulls[known.marks] = false;
+                        }
                         if known.columns[upgrade].refusals.too_long(&values, &nulls) {
                             return Ok(None);
                         }

@@ -241,6 +241,36 @@ alter table away rename elsewhere to a;
 call migrator.run_upgrades('away');
 select * from away where id in (5, 6) order by id;
 
+-- The column of names may be the user's, and have constraints, indexes and policies of its own.
+create table own_check (id int primary key, a text, b text, c text, applied_upgrades text[] not null default '{}' check (cardinality(applied_upgrades) < 2));
+select migrator.register_upgrade('own_check', 'b', '{"b": "upper(a)"}') is not null as registered;
+select migrator.register_upgrade('own_check', 'c', '{"c": "lower(a)"}') is not null as registered;
+insert into own_check (id, a) values (1, 'One');
+update own_check set a = 'Two';
+select * from own_check;
+select upgrade, key, sqlstate from migrator.upgrade_failures where relation = 'upgrades_writes.own_check';
+create table own_index (id int primary key, a text, b text, applied_upgrades text[] not null default '{}');
+create index on own_index (applied_upgrades);
+create index on own_index using gin (applied_upgrades);
+insert into own_index (id, a, applied_upgrades) select 1, 'One', array[left(incompressible(100), 2400)];
+select migrator.register_upgrade('own_index', 'b, by a name that is long enough to make a difference', '{"b": "upper(a)"}') is not null as registered;
+insert into own_index (id, a) values (2, 'Two');
+insert into own_index (id, a, applied_upgrades) select 3, 'Three', array[left(incompressible(100), 2640)];
+select id, a, b, case when length(applied_upgrades::text) < 100 then applied_upgrades end as names from own_index order by id;
+create table own_policy (id int primary key, a text, b text, applied_upgrades text[] not null default '{}');
+create policy bare on own_policy with check (applied_upgrades = '{}');
+alter table own_policy enable row level security;
+select migrator.register_upgrade('own_policy', 'b', '{"b": "upper(a)"}') is not null as registered;
+create role upgrades_writer;
+grant usage on schema upgrades_writes to upgrades_writer;
+grant insert on own_policy to upgrades_writer;
+set role upgrades_writer;
+insert into own_policy (id, a) values (1, 'One');
+reset role;
+select * from own_policy;
+drop owned by upgrades_writer;
+drop role upgrades_writer;
+
 
 set client_min_messages = warning;
 drop schema upgrades_writes cascade;
