@@ -220,7 +220,10 @@ unsafe fn by_policy_of(parent: pg_sys::Oid, table: pg_sys::Relation, outputs: &O
 }
 
 /// Whether an expression, or a list of them, reads one of the columns, or the whole row.
-unsafe fn mentions(tree: *mut pg_sys::Node, outputs: &[usize]) -> bool {
+///
+/// # Safety
+/// A tree over one table, or NULL.
+pub unsafe fn mentions(tree: *mut pg_sys::Node, outputs: &[usize]) -> bool {
     // SAFETY: pull_varattnos() walks any tree, NULL included; an index's expressions are over range table entry 1.
     unsafe {
         let mut numbers: *mut pg_sys::Bitmapset = std::ptr::null_mut();
@@ -257,7 +260,11 @@ impl Outputs {
     }
 }
 
-unsafe fn is_generated(table: pg_sys::Relation, place: usize) -> bool {
+/// Whether the column at this place is computed from others.
+///
+/// # Safety
+/// The relation is open.
+pub unsafe fn is_generated(table: pg_sys::Relation, place: usize) -> bool {
     // SAFETY: a column of an open relation.
     unsafe {
         let column = &*attribute((*table).rd_att, place);

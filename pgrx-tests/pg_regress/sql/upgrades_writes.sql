@@ -271,6 +271,31 @@ select * from own_policy;
 drop owned by upgrades_writer;
 drop role upgrades_writer;
 
+-- A function of the whole row reads generated columns as they follow from the others, whoever applies it.
+create table totals (id int primary key, a int, c int, doubled int generated always as (a * 2) stored, from_c int generated always as (c + 1) stored, b int, d int);
+insert into totals (id, a) values (1, 1), (2, 2);
+create function of_doubled(t totals) returns totals immutable language plpgsql as $$ begin t.b := t.doubled + 1; return t; end $$;
+select migrator.register_upgrade('totals', 'b', function => 'of_doubled(totals)', inputs => '{a}', outputs => '{b}') is not null as registered;
+create function of_from_c(t totals) returns totals immutable language sql as $$ select row(t.id, t.a, t.c, t.doubled, t.from_c, t.b, t.from_c, t.applied_upgrades)::totals $$;
+select migrator.register_upgrade('totals', 'c', '{"c": "a * 100"}') is not null as registered;
+select migrator.register_upgrade('totals', 'd', function => 'of_from_c(totals)', inputs => '{c}', outputs => '{d}') is not null as registered;
+insert into totals (id, a) values (3, 3);
+update totals set a = 4 where id = 1;
+select id, (migrator.current(t)).b, (migrator.current(t)).d from totals t order by id;
+select id, a, doubled, b, from_c, d, applied_upgrades from totals order by id;
+call migrator.run_upgrades('totals');
+select id, a, doubled, b, from_c, d, applied_upgrades from totals order by id;
+-- Virtual columns, which 18 has, are in no row that a function gets.
+do $$
+declare new boolean := current_setting('server_version_num')::int >= 180000;
+begin
+  execute format('create table computed (id int primary key, a int, g int generated always as (a * 2) %s, b int)', case when new then 'virtual' else 'stored' end);
+  create function of_g(t computed) returns computed immutable language plpgsql as 'begin t.b := t.g; return t; end';
+  perform migrator.register_upgrade('computed', 'b', function => 'of_g(computed)', inputs => '{a}', outputs => '{b}');
+  assert not new, 'it was registered';
+exception when feature_not_supported then
+  assert new and sqlerrm like 'column g of table %computed is virtual%', sqlerrm;
+end $$;
 
 set client_min_messages = warning;
 drop schema upgrades_writes cascade;
