@@ -296,6 +296,21 @@ begin
 exception when feature_not_supported then
   assert new and sqlerrm like 'column g of table %computed is virtual%', sqlerrm;
 end $$;
+-- One that comes later: writes go on, and it is noted.
+do $$
+begin
+  if current_setting('server_version_num')::int < 180000 then
+    return;
+  end if;
+  create table computed (id int primary key, a int, b int);
+  create function of_a(t computed) returns computed immutable language plpgsql as 'begin t.b := t.a; return t; end';
+  perform migrator.register_upgrade('computed', 'b', function => 'of_a(computed)', inputs => '{a}', outputs => '{b}');
+  insert into computed (id, a) values (1, 1);
+  execute 'alter table computed add column g int generated always as (a * 2) virtual';
+  insert into computed (id, a) values (2, 2);
+  assert (select array_agg(b order by id) from computed) = '{1,null}', 'what was derived';
+  assert (select array_agg(sqlstate) from migrator.upgrade_failures where relation = 'upgrades_writes.computed') = '{0A000}', 'what was noted';
+end $$;
 
 set client_min_messages = warning;
 drop schema upgrades_writes cascade;
