@@ -288,6 +288,9 @@ fn listen() {
 #[pg_guard]
 unsafe extern "C-unwind" fn table_changed(_argument: pg_sys::Datum, table: pg_sys::Oid) {
     // Nothing may be freed here: a statement may be in the middle of it.
+    if STALE.get() {
+        return;
+    }
     let matters = |all: &HashMap<u32, Rc<Known>>| {
         all.contains_key(&table.to_u32()) || all.values().any(|known| known.above.contains(&table))
     };
