@@ -100,7 +100,7 @@ unsafe fn with_row(
         let mode = i32::try_from(pg_sys::AccessShareLock).expect("a small number");
         let table = pg_sys::relation_open(table, mode);
         let found = known::trigger_of(table).and_then(|trigger| known::of(table, trigger));
-        let Some(known) = found else {
+        let Some(known) = found.filter(|known| known.fits) else {
             let name = pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned();
             return Err(unregistered(&name));
         };

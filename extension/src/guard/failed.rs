@@ -10,10 +10,11 @@ use crate::catalog::{role, spi};
 use crate::raise;
 use migrator_core::failure::Failure;
 use migrator_core::ident::{Ident, literal};
+use migrator_core::upgrade::Marks;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use serde::Deserialize;
-use std::cell::Cell;
+use std::cell::RefCell;
 
 #[derive(Deserialize)]
 struct Named {
@@ -28,24 +29,95 @@ fn key_of(key: &[Ident]) -> String {
     format!("pg_catalog.jsonb_build_object({})", parts.join(", "))
 }
 
-/// So many rows of one upgrade are written down in a transaction. A COPY of a million that an expression does not fit would
-/// otherwise store each of them twice.
+/// So many rows are written down in a transaction. A COPY of a million that an expression does not fit would otherwise store each of
+/// them twice.
 const MOST: u32 = 100;
 
-thread_local! {
-    /// Of which transaction, subtransaction and upgrade rows were counted last, and how many. What a subtransaction wrote down is
-    /// lost with it, and so are the rows that it wrote: each counts its own.
-    static NOTED: Cell<(u32, u32, i64, u32)> = const { Cell::new((0, 0, 0, 0)) };
+/// What a subtransaction wrote down. It is lost with it, and so are the rows that it wrote: each counts its own.
+struct Noted {
+    /// Of which transaction and subtransaction.
+    of: (u32, u32),
+    /// Rows, whichever upgrade failed for them.
+    rows: u32,
+    /// Upgrades of which it is noted that there are more.
+    more: Vec<i64>,
 }
 
-/// Counts a failure, and tells how many there are with it.
-fn count(upgrade: i64) -> u32 {
+thread_local! {
+    static NOTED: RefCell<Noted> = const { RefCell::new(Noted { of: (0, 0), rows: 0, more: vec![] }) };
+}
+
+fn noted<T>(look: impl FnOnce(&mut Noted) -> T) -> T {
     let (transaction, subtransaction, _) = run::statement();
-    let (of, within, last, before) = NOTED.get();
-    let known = (of, within, last) == (transaction, subtransaction, upgrade);
-    let count = if known { before.saturating_add(1) } else { 1 };
-    NOTED.set((transaction, subtransaction, upgrade, count));
-    count
+    NOTED.with_borrow_mut(|noted| {
+        if noted.of != (transaction, subtransaction) {
+            *noted = Noted { of: (transaction, subtransaction), rows: 0, more: vec![] };
+        }
+        look(noted)
+    })
+}
+
+/// Whether one more row may be written down. It is counted.
+fn has_room() -> bool {
+    noted(|noted| {
+        noted.rows = noted.rows.saturating_add(1);
+        noted.rows <= MOST
+    })
+}
+
+/// Whether this is the first time that the subtransaction notes of an upgrade that there are more rows.
+fn is_first(upgrade: i64) -> bool {
+    noted(|noted| {
+        let first = !noted.more.contains(&upgrade);
+        if first {
+            noted.more.push(upgrade);
+        }
+        first
+    })
+}
+
+/// Notes that there are rows without an upgrade, of which no more is known: a row of its own, which no other session can hold, because
+/// of which every row is looked at again. Where `another` is false, one that is there already is enough.
+fn look_again(upgrade: i64, another: bool) -> Result<(), Failure> {
+    attempt(|| {
+        role::as_extension(|| {
+            spi::execute(
+                "insert into migrator.upgrade_unnoted (relation, upgrade) select g.relation, g.id from migrator.upgrade g \
+                 where g.id = $1 and ($2 or not exists (select from migrator.upgrade_unnoted n where n.upgrade = g.id))",
+                &[upgrade.into(), another.into()],
+            )
+        })
+    })
+    .map(|_| ())
+}
+
+fn ask_to_look_again(table: pg_sys::Oid) -> String {
+    format!("Have every row looked at again: select migrator.verify_upgrades({}::regclass);", table.to_u32())
+}
+
+/// Notes which upgrades a row lacks that was written while the definition did not fit the table. Those of application code need none:
+/// for their rows is looked again and again.
+///
+/// Each transaction that writes meanwhile leaves rows, so a note that is there already has to do for many. Notes are taken away where a
+/// sweep begins, by a step that holds the table and found that the definition fits it. Whoever renames a column has the table alone.
+/// So such a step ended before the column was renamed, and what it took away is not seen here any more, if the snapshot is one of
+/// this statement; or it begins after the column was brought back, and then this transaction has ended, and its rows are seen.
+///
+/// # Safety
+/// The relation is open.
+pub unsafe fn note_lacking(table: pg_sys::Relation, known: &Known, marks: &Marks) {
+    // SAFETY: a variable of the process.
+    let old_snapshot = unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ.cast_signed() };
+    for upgrade in &known.definition.upgrades {
+        if upgrade.is_application() || marks.has(&upgrade.name) || !is_first(upgrade.id) {
+            continue;
+        }
+        if let Err(failure) = look_again(upgrade.id, old_snapshot) {
+            // SAFETY: the caller's.
+            let oid = unsafe { (*table).rd_id };
+            raise::warn(failure.hint(ask_to_look_again(oid)));
+        }
+    }
 }
 
 /// Notes it. The application's statement goes on either way: where a name for the row cannot be had at once, or there are too
@@ -54,20 +126,13 @@ fn count(upgrade: i64) -> u32 {
 /// # Safety
 /// The relation is open and the tuple of its type.
 pub unsafe fn note(table: pg_sys::Relation, known: &Known, failed: &Failed, tuple: pg_sys::HeapTuple) {
-    let count = count(failed.upgrade);
-    if count > MOST + 1 {
+    let room = has_room();
+    if !room && !is_first(failed.upgrade) {
         return;
     }
     // SAFETY: an open relation has its oid and its name.
     let (oid, name) = unsafe { ((*table).rd_id, pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned()) };
-    let said = if count > MOST {
-        Failure::new(
-            failed.failure.code.clone(),
-            format!(
-                "an upgrade failed for more than {MOST} rows of table {name} in one transaction, and no more of them are noted"
-            ),
-        )
-    } else {
+    let said = if room {
         // SAFETY: the caller's.
         let Err(failure) = (unsafe { in_full(table, known, failed, tuple) }) else { return };
         Failure::new(
@@ -77,21 +142,17 @@ pub unsafe fn note(table: pg_sys::Relation, known: &Known, failed: &Failed, tupl
                 failure.message
             ),
         )
+    } else {
+        Failure::new(
+            failed.failure.code.clone(),
+            format!(
+                "upgrades failed for more than {MOST} rows in one transaction, and no more rows of table {name} are noted"
+            ),
+        )
     };
-    // A row of its own, which no other session can hold: every row is looked at again because of it.
-    let marked = attempt(|| {
-        role::as_extension(|| {
-            spi::execute(
-                "insert into migrator.upgrade_unnoted (relation, upgrade) select g.relation, g.id from migrator.upgrade g where g.id = $1",
-                &[failed.upgrade.into()],
-            )
-        })
-    });
-    let again = match marked {
-        Ok(_) => "Every row is looked at again by the next steps.".to_owned(),
-        Err(_) => {
-            format!("Have every row looked at again: select migrator.verify_upgrades({}::regclass);", u32::from(oid))
-        }
+    let again = match look_again(failed.upgrade, true) {
+        Ok(()) => "Every row is looked at again by the next steps.".to_owned(),
+        Err(_) => ask_to_look_again(oid),
     };
     raise::warn(
         said.detail(format!(

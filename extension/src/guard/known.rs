@@ -16,14 +16,20 @@ use std::rc::Rc;
 /// A definition and the table it is for, as both are now.
 pub struct Known {
     pub definition: Definition,
+    /// Whether the table has all columns that it names. Where one was renamed or dropped nothing can be derived.
+    pub fits: bool,
     /// Place of `applied_upgrades` in the row, from 0.
     pub marks: usize,
+    /// Whether a CHECK or an index of the table looks at that column: then a row is tried with the names that it gets.
+    pub tries_marks: bool,
     /// For each upgrade.
     pub columns: Vec<Columns>,
     /// For each upgrade, its expressions, prepared at first use.
     trees: RefCell<Vec<Option<Vec<*mut pg_sys::Expr>>>>,
     /// The names that a row got last.
     written: Written,
+    /// The tables that this one is a partition of: what they refuse counts in `Columns::refusals`.
+    above: Vec<pg_sys::Oid>,
     /// Where the trees and the array of those names are.
     context: pg_sys::MemoryContext,
     text: String,
@@ -32,6 +38,8 @@ pub struct Known {
 /// Where the columns of an upgrade are, from 0.
 pub struct Columns {
     pub inputs: Vec<usize>,
+    /// An input is not there: nobody can tell whether it changed.
+    pub lost: bool,
     pub outputs: Vec<usize>,
     /// What an output has when nobody gives it a value.
     pub defaults: Vec<Unwritten>,
@@ -62,10 +70,28 @@ thread_local! {
     /// Something has changed that a definition, or what was made from it, may depend on.
     static STALE: Cell<bool> = const { Cell::new(false) };
     static LISTENING: Cell<bool> = const { Cell::new(false) };
+    /// A table is being read, and other tables with it, of which it is not known yet that they matter.
+    static READING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What is known of an open table by the arguments of its guard's trigger. None where they do not fit the table: a column
-/// was renamed or dropped under them.
+/// For as long as a table is read: whatever changes meanwhile, it is read again the next time.
+struct Reading;
+
+impl Reading {
+    fn begin() -> Self {
+        READING.set(true);
+        Self
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        READING.set(false);
+    }
+}
+
+/// What is known of an open table by the arguments of its guard's trigger. None where they cannot be read, or the table has no
+/// `applied_upgrades` any more.
 ///
 /// # Safety
 /// The relation is open and the trigger one of its own.
@@ -85,7 +111,9 @@ pub unsafe fn of(table: pg_sys::Relation, trigger: *const pg_sys::Trigger) -> Op
         if let Some(known) = found.filter(|known| known.text.as_bytes() == text.to_bytes()) {
             return Some(known);
         }
+        let reading = Reading::begin();
         let known = Rc::new(read(table, text)?);
+        drop(reading);
         KNOWN.with_borrow_mut(|all| all.insert(oid, known.clone()));
         Some(known)
     }
@@ -114,12 +142,9 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
         let row = (*table).rd_att;
         let place = |name: &Ident| place(row, name);
         let marks = place(&Ident::from(COLUMN))?;
-        let named = |upgrade: &migrator_core::upgrade::Upgrade| {
-            upgrade.inputs.iter().chain(upgrade.outputs()).all(|column| place(column).is_some())
-        };
-        if !definition.upgrades.iter().all(named) {
-            return None;
-        }
+        let there = |column: &Ident| place(column).is_some();
+        let fits =
+            definition.upgrades.iter().all(|upgrade| upgrade.inputs.iter().all(there) && upgrade.outputs().all(there));
         let context = pg_sys::AllocSetContextCreateInternal(
             pg_sys::CacheMemoryContext,
             c"migrator guard".as_ptr(),
@@ -131,20 +156,35 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
             .upgrades
             .iter()
             .map(|upgrade| {
-                let outputs: Vec<usize> = upgrade.outputs().map(place).collect::<Option<_>>()?;
-                Some(Columns {
-                    inputs: upgrade.inputs.iter().map(place).collect::<Option<_>>()?,
+                let outputs: Vec<usize> = upgrade.outputs().filter_map(place).collect();
+                Columns {
+                    inputs: upgrade.inputs.iter().filter_map(place).collect(),
+                    lost: !upgrade.inputs.iter().all(there),
                     defaults: outputs.iter().map(|output| unwritten(table, *output, context)).collect(),
                     refusals: refuses::of(table, &outputs),
                     outputs,
-                })
+                }
             })
-            .collect::<Option<Vec<Columns>>>()?;
+            .collect::<Vec<Columns>>();
         for (upgrade, columns) in definition.upgrades.iter_mut().zip(&columns) {
-            upgrade.deferred = columns.refusals.any;
+            upgrade.deferred = columns.refusals.any || !fits;
         }
         let trees = RefCell::new(vec![None; definition.upgrades.len()]);
-        Some(Known { definition, marks, columns, trees, written: Written::default(), context, text })
+        let above = refuses::above(table);
+        let indexed = columns.iter().any(|columns| columns.refusals.long.iter().flatten().any(|place| *place == marks));
+        let tries_marks = indexed || refuses::is_checked(table, marks);
+        Some(Known {
+            definition,
+            fits,
+            marks,
+            tries_marks,
+            columns,
+            trees,
+            written: Written::default(),
+            above,
+            context,
+            text,
+        })
     }
 }
 
@@ -248,8 +288,15 @@ fn listen() {
 #[pg_guard]
 unsafe extern "C-unwind" fn table_changed(_argument: pg_sys::Datum, table: pg_sys::Oid) {
     // Nothing may be freed here: a statement may be in the middle of it.
+    if STALE.get() {
+        return;
+    }
+    let matters = |all: &HashMap<u32, Rc<Known>>| {
+        all.contains_key(&table.to_u32()) || all.values().any(|known| known.above.contains(&table))
+    };
     if table == pg_sys::InvalidOid
-        || KNOWN.with(|known| known.try_borrow().is_ok_and(|all| all.contains_key(&table.to_u32())))
+        || READING.get()
+        || KNOWN.with(|known| known.try_borrow().is_ok_and(|all| matters(&all)))
     {
         STALE.set(true);
     }

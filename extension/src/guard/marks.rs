@@ -59,6 +59,11 @@ pub unsafe fn is_plain(value: *const pg_sys::varlena) -> bool {
     unsafe { !pgrx::varlena::varatt_is_1b_e(value) && !pgrx::varlena::varatt_is_4b_c(value) }
 }
 
+/// An array of these names in the current memory context.
+pub fn array(marks: &Marks) -> pg_sys::Datum {
+    marks.names().to_vec().into_datum().expect("an array of names, perhaps empty")
+}
+
 /// The array that was put into a row last: the rows after it mostly get the same.
 #[derive(Default)]
 pub struct Written(RefCell<Option<(Marks, pg_sys::Datum)>>);
@@ -72,8 +77,7 @@ impl Written {
         }
         // SAFETY: the caller's context; the array before was made there, and is in no row that is still to be formed.
         unsafe {
-            let array = PgMemoryContexts::For(context)
-                .switch_to(|_| marks.names().to_vec().into_datum().expect("an array of names, perhaps empty"));
+            let array = PgMemoryContexts::For(context).switch_to(|_| array(&marks));
             if let Some((_, before)) = last.replace((marks, array)) {
                 pg_sys::pfree(before.cast_mut_ptr());
             }

@@ -5,6 +5,7 @@
 use super::known;
 use crate::catalog::bulk::attribute;
 use migrator_core::ident::Ident;
+use migrator_core::upgrade::COLUMN;
 use pgrx::{PgList, pg_sys};
 
 /// Bytes of the columns of one index, up to which every row fits: btree and GIN take a third of a page, 2704 bytes with all that
@@ -17,6 +18,11 @@ const GIN: u32 = 2742;
 const ARRAY_OPS: u32 = 2745;
 /// FirstNormalObjectId (access/transam.h): below it is what PostgreSQL itself brings.
 const FIRST_OF_OTHERS: u32 = 16_384;
+
+// pgrx does not bind it (catalog/partition.h). The same in PostgreSQL 14 to 18.
+unsafe extern "C-unwind" {
+    fn get_partition_ancestors(table: pg_sys::Oid) -> *mut pg_sys::List;
+}
 
 /// What a table may refuse of an upgrade's outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +64,8 @@ pub struct Refusals {
     pub long: Vec<Vec<usize>>,
 }
 
-/// Of the columns at these places, and of generated columns that are computed from them.
+/// Of the columns at these places, of the column of names, which is written with them, and of generated columns that are computed
+/// from any of these.
 ///
 /// # Safety
 /// The relation is open and locked, at least as a query locks it.
@@ -66,11 +73,12 @@ pub unsafe fn of(table: pg_sys::Relation, outputs: &[usize]) -> Refusals {
     let mut found = Refusals { any: false, long: vec![] };
     // SAFETY: the lists are copies of the relation cache's; an index of a locked table cannot be dropped.
     unsafe {
-        let outputs = Outputs::of(table, outputs);
+        let names = known::place((*table).rd_att, &Ident::from(COLUMN));
+        let outputs = Outputs::of(table, &outputs.iter().copied().chain(names).collect::<Vec<_>>());
         if outputs.all.is_empty() {
             return found;
         }
-        if by_policy(table, &outputs) {
+        if by_policy(table, &outputs) || above(table).into_iter().any(|parent| by_policy_of(parent, table, &outputs)) {
             found.any = true;
             return found;
         }
@@ -115,14 +123,20 @@ unsafe fn look(table: pg_sys::Relation, index: pg_sys::Relation, outputs: &Outpu
             found.any = true;
             return;
         }
-        // A hash is a number; GIN cuts json and text searches into short pieces, arrays into their elements.
+        // A hash is a number; GIN cuts json and text searches into short pieces, arrays into their elements, and our names are short.
         let (method, row) = ((*(*index).rd_rel).relam.to_u32(), (*table).rd_att);
-        let pieces = method == GIN && families.iter().all(|family| family.to_u32() != ARRAY_OPS);
-        if method == HASH || pieces {
-            return;
-        }
-        let places = numbers.iter().filter_map(|number| usize::try_from(*number - 1).ok());
-        let long: Vec<usize> = places.filter(|place| (*attribute(row, *place)).attlen < 0).collect();
+        let names = known::place(row, &Ident::from(COLUMN));
+        let counts = |at: usize, place: usize| match method {
+            HASH => false,
+            GIN => families.get(at).is_some_and(|family| family.to_u32() == ARRAY_OPS) && Some(place) != names,
+            _ => true,
+        };
+        let places =
+            numbers.iter().enumerate().filter_map(|(at, number)| Some((at, usize::try_from(*number - 1).ok()?)));
+        let long: Vec<usize> = places
+            .filter(|(at, place)| (*attribute(row, *place)).attlen < 0 && counts(*at, *place))
+            .map(|(_, place)| place)
+            .collect();
         if !long.iter().any(|place| outputs.all.contains(place)) {
             return;
         }
@@ -132,6 +146,20 @@ unsafe fn look(table: pg_sys::Relation, index: pg_sys::Relation, outputs: &Outpu
             return;
         }
         found.long.push(long);
+    }
+}
+
+/// Whether a CHECK, or NOT NULL of a generated column, looks at the column at this place.
+///
+/// # Safety
+/// The relation is open.
+pub unsafe fn is_checked(table: pg_sys::Relation, place: usize) -> bool {
+    // SAFETY: the relation cache's own entry, whose constraints are trees as text.
+    unsafe {
+        let Some(constraints) = (*(*table).rd_att).constr.as_ref() else { return false };
+        let all = Outputs::of(table, &[place]).all;
+        let checks = (0..usize::from(constraints.num_check)).map(|number| &*constraints.check.add(number));
+        all.len() > 1 || checks.into_iter().any(|check| mentions(pg_sys::stringToNode(check.ccbin).cast(), &all))
     }
 }
 
@@ -152,8 +180,50 @@ unsafe fn by_policy(table: pg_sys::Relation, outputs: &Outputs) -> bool {
     }
 }
 
+/// The tables that a table is a partition of, the nearest first. Whoever writes a row through one of them, as nearly everybody does,
+/// is subject to that one's policies; they are tried on the partition's row, behind the guard, and are not the partition's own.
+///
+/// # Safety
+/// The relation is open.
+pub unsafe fn above(table: pg_sys::Relation) -> Vec<pg_sys::Oid> {
+    // SAFETY: the relation cache's own entry; the list is made for us.
+    unsafe {
+        if !(*(*table).rd_rel).relispartition {
+            return vec![];
+        }
+        let oid = (*table).rd_id;
+        let parents = pg_sys::ffi::pg_guard_ffi_boundary(|| get_partition_ancestors(oid));
+        PgList::<pg_sys::Oid>::from_pg(parents).iter_oid().collect()
+    }
+}
+
+/// Likewise of a table above, whose columns of the same names are meant.
+///
+/// Whoever writes through it has it locked already. One who writes to the partition itself waits here as he would for PostgreSQL, which
+/// opens it in the same order for the partition's bounds (generate_partition_qual(), partcache.c), once for each entry of the cache, as
+/// this is.
+unsafe fn by_policy_of(parent: pg_sys::Oid, table: pg_sys::Relation, outputs: &Outputs) -> bool {
+    let mode = i32::try_from(pg_sys::AccessShareLock).expect("a small number");
+    // SAFETY: opened and closed here; places of columns of the caller's relation.
+    unsafe {
+        let parent = pg_sys::try_relation_open(parent, mode);
+        if parent.is_null() {
+            return false;
+        }
+        let name = |place: &usize| Ident::from(pgrx::name_data_to_str(&(*attribute((*table).rd_att, *place)).attname));
+        let places: Vec<usize> =
+            outputs.all.iter().filter_map(|place| known::place((*parent).rd_att, &name(place))).collect();
+        let found = by_policy(parent, &Outputs::of(parent, &places));
+        pg_sys::relation_close(parent, mode);
+        found
+    }
+}
+
 /// Whether an expression, or a list of them, reads one of the columns, or the whole row.
-unsafe fn mentions(tree: *mut pg_sys::Node, outputs: &[usize]) -> bool {
+///
+/// # Safety
+/// A tree over one table, or NULL.
+pub unsafe fn mentions(tree: *mut pg_sys::Node, outputs: &[usize]) -> bool {
     // SAFETY: pull_varattnos() walks any tree, NULL included; an index's expressions are over range table entry 1.
     unsafe {
         let mut numbers: *mut pg_sys::Bitmapset = std::ptr::null_mut();
@@ -190,7 +260,11 @@ impl Outputs {
     }
 }
 
-unsafe fn is_generated(table: pg_sys::Relation, place: usize) -> bool {
+/// Whether the column at this place is computed from others.
+///
+/// # Safety
+/// The relation is open.
+pub unsafe fn is_generated(table: pg_sys::Relation, place: usize) -> bool {
     // SAFETY: a column of an open relation.
     unsafe {
         let column = &*attribute((*table).rd_att, place);

@@ -66,6 +66,8 @@ pub struct Row<'a> {
     pub new: Values,
     pub changed: Vec<usize>,
     pub failed: Option<Failed>,
+    /// What the derived values lie with. An upgrade that fails has its statement evaluate with another from the next row on.
+    run: Option<(Rc<Run>, Busy)>,
 }
 
 impl<'a> Row<'a> {
@@ -76,7 +78,7 @@ impl<'a> Row<'a> {
         old: Option<Values>,
         new: Values,
     ) -> Self {
-        Self { table, known, applier, old, new, changed: vec![], failed: None }
+        Self { table, known, applier, old, new, changed: vec![], failed: None, run: None }
     }
 
     /// Applies what there is to apply. Afterwards `changed` lists the columns that differ from what was written.
@@ -97,18 +99,17 @@ impl<'a> Row<'a> {
         for name in &known.definition.retired {
             marks.clear(name);
         }
-        let mut run: Option<(Rc<Run>, Busy)> = None;
         let mut barrier = false;
         let mut applied = 0;
         for place in 0..known.definition.upgrades.len() {
             let upgrade = &known.definition.upgrades[place];
             // SAFETY: the caller's.
             let written = unsafe { self.written(place, had.has(&upgrade.name), before.has(&upgrade.name)) };
-            let in_batch = self.applier != Applier::Writer;
+            let in_batch = known.fits && self.applier != Applier::Writer;
             let mut act = decide(upgrade, self.kind(), written, in_batch);
             // What cannot be told from done twice keeps its name whatever happens before it.
             let safe = upgrade.in_place && act == Act::Keep;
-            if barrier && !safe {
+            if barrier && !safe || !known.fits && derives(act) {
                 act = Act::Leave;
             }
             if matches!(self.applier, Applier::Batch { limit } if applied >= limit) && derives(act) {
@@ -123,12 +124,13 @@ impl<'a> Row<'a> {
                 Act::Derive | Act::DeriveOthers => {
                     // SAFETY: the caller's.
                     let done = unsafe {
-                        let (run, _) = run.get_or_insert_with(|| {
+                        let (run, _) = self.run.get_or_insert_with(|| {
                             let run = run::of(self.table, known);
                             let busy = run.reset();
                             (run, busy)
                         });
-                        self.derive(&run.clone(), place, act, before.has(&upgrade.name))?
+                        let run = run.clone();
+                        self.derive(&run, place, act, before.has(&upgrade.name), &marks)?
                     };
                     if done {
                         applied += 1;
@@ -176,7 +178,7 @@ impl<'a> Row<'a> {
             Written {
                 had,
                 has,
-                inputs: columns.inputs.iter().any(|place| self.is_changed(*place)),
+                inputs: columns.lost || columns.inputs.iter().any(|place| self.is_changed(*place)),
                 // By the statement itself: what an upgrade before this one made of a column says nothing of the writer.
                 outputs: columns
                     .outputs
@@ -221,8 +223,15 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Puts derived values into the row. False where that failed, and was noted, or is left to a batch.
-    unsafe fn derive(&mut self, run: &Rc<Run>, upgrade: usize, act: Act, has: bool) -> Result<bool, Failure> {
+    /// Puts derived values into the row, which has these names so far. False where that failed, and was noted, or is left to a batch.
+    unsafe fn derive(
+        &mut self,
+        run: &Rc<Run>,
+        upgrade: usize,
+        act: Act,
+        has: bool,
+        marks: &Marks,
+    ) -> Result<bool, Failure> {
         let known = self.known;
         let definition = &known.definition.upgrades[upgrade];
         let places: Vec<usize> = known.columns[upgrade]
@@ -258,6 +267,13 @@ impl<'a> Row<'a> {
                     if self.applier == Applier::Writer {
                         let (mut values, mut nulls) = (self.new.values.clone(), self.new.nulls.clone());
                         self.put(&mut values, &mut nulls, upgrade, &places, &outputs);
+                        if known.tries_marks {
+                            // An array of its own: functions of a CHECK may write to this table, and so come by the one that is shared.
+                            let mut marks = marks.clone();
+                            marks.set(&definition.name);
+                            values[known.marks] = marks::array(&marks);
+                            nulls[known.marks] = false;
+                        }
                         if known.columns[upgrade].refusals.too_long(&values, &nulls) {
                             return Ok(None);
                         }

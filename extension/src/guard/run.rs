@@ -4,9 +4,9 @@
 //! Nothing of it outlives its statement: functions keep state with their expression that may belong to the transaction.
 
 use super::known::Known;
-use super::marks;
+use super::{image, marks, refuses};
 use crate::catalog::bulk::attribute;
-use migrator_core::failure::Failure;
+use migrator_core::failure::{Failure, code};
 use pgrx::pg_sys;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -38,7 +38,13 @@ impl Statement {
     }
 }
 
-type States = Rc<[*mut pg_sys::ExprState]>;
+/// The compiled expressions of an upgrade.
+#[derive(Clone)]
+struct States {
+    all: Rc<[*mut pg_sys::ExprState]>,
+    /// Whether one of them reads a generated column, which a function from row to row may do.
+    generated: bool,
+}
 
 /// The statement that is running, as numbers.
 pub fn statement() -> (u32, u32, u32) {
@@ -161,7 +167,13 @@ impl Run {
     pub unsafe fn reset(self: &Rc<Self>) -> Busy {
         self.busy.set(true);
         // SAFETY: nobody uses values of the row before any more.
-        unsafe { pg_sys::MemoryContextReset((*self.econtext).ecxt_per_tuple_memory) }
+        unsafe {
+            pg_sys::MemoryContextReset((*self.econtext).ecxt_per_tuple_memory);
+            let checks = (*self.estate).es_per_tuple_exprcontext;
+            if !checks.is_null() {
+                pg_sys::MemoryContextReset((*checks).ecxt_per_tuple_memory);
+            }
+        }
         Busy(self.clone())
     }
 
@@ -177,10 +189,15 @@ impl Run {
         // SAFETY: the slot has as many places as the row has columns; the states are of this statement.
         unsafe {
             let states = self.states(table, upgrade)?;
-            self.fill(values, nulls);
+            if states.generated {
+                self.fill_all(table, values, nulls);
+            } else {
+                self.fill(values, nulls);
+            }
             (*self.econtext).ecxt_scantuple = self.slot;
             let previous = pg_sys::MemoryContextSwitchTo((*self.econtext).ecxt_per_tuple_memory);
             let outputs = states
+                .all
                 .iter()
                 .zip(&self.known.columns[upgrade].outputs)
                 .map(|(state, place)| {
@@ -207,12 +224,20 @@ impl Run {
             return Ok(states.clone());
         }
         // SAFETY: planned trees; the states lie with the statement.
-        let states: States = unsafe {
+        let states = unsafe {
             let trees = self.known.trees(table, upgrade)?;
+            let places: Vec<usize> = (0..usize::try_from((*(*table).rd_att).natts).unwrap_or(0))
+                .filter(|place| refuses::is_generated(table, *place))
+                .collect();
+            let generated =
+                !places.is_empty() && trees.iter().any(|tree| refuses::mentions(tree.cast::<pg_sys::Node>(), &places));
+            if generated && places.iter().any(|place| is_virtual(table, *place)) {
+                return Err(with_virtual(table));
+            }
             let previous = pg_sys::MemoryContextSwitchTo(self.context);
-            let states = trees.into_iter().map(|tree| pg_sys::ExecInitExpr(tree, std::ptr::null_mut())).collect();
+            let all = trees.into_iter().map(|tree| pg_sys::ExecInitExpr(tree, std::ptr::null_mut())).collect();
             pg_sys::MemoryContextSwitchTo(previous);
-            states
+            States { all, generated }
         };
         self.states.borrow_mut()[upgrade] = Some(states.clone());
         Ok(states)
@@ -225,6 +250,30 @@ impl Run {
             std::ptr::copy_nonoverlapping(values.as_ptr(), (*self.slot).tts_values, values.len());
             std::ptr::copy_nonoverlapping(nulls.as_ptr(), (*self.slot).tts_isnull, nulls.len());
             pg_sys::ExecStoreVirtualTuple(self.slot);
+        }
+    }
+
+    /// The same with generated columns as they follow from the others: PostgreSQL computes them behind all BEFORE triggers.
+    unsafe fn fill_all(&self, table: pg_sys::Relation, values: &[pg_sys::Datum], nulls: &[bool]) {
+        let (mut values, mut nulls) = (values.to_vec(), nulls.to_vec());
+        // SAFETY: the slot has as many places as the row has columns. What is computed lies with the slot, which is filled again:
+        // copies of it live until `reset`. As for an INSERT, which leaves out none.
+        unsafe {
+            self.fill(&values, &nulls);
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                ExecComputeStoredGenerated(self.result, self.estate, self.slot, pg_sys::CmdType::CMD_INSERT);
+            });
+            let previous = pg_sys::MemoryContextSwitchTo((*self.econtext).ecxt_per_tuple_memory);
+            for place in (0..values.len()).filter(|place| refuses::is_generated(table, *place)) {
+                nulls[place] = *(*self.slot).tts_isnull.add(place);
+                if !nulls[place] {
+                    let column = &*attribute((*table).rd_att, place);
+                    let value = *(*self.slot).tts_values.add(place);
+                    values[place] = image::copy(value, column.attbyval, i32::from(column.attlen));
+                }
+            }
+            pg_sys::MemoryContextSwitchTo(previous);
+            self.fill(&values, &nulls);
         }
     }
 
@@ -248,4 +297,19 @@ impl Run {
             pg_sys::ExecConstraints(self.result, self.slot, self.estate);
         }
     }
+}
+
+unsafe fn is_virtual(table: pg_sys::Relation, place: usize) -> bool {
+    // SAFETY: a column of the caller's open relation.
+    unsafe { (*attribute((*table).rd_att, place)).attgenerated.cast_unsigned() == b'v' }
+}
+
+/// Registration refuses it; the column came later. A virtual column is in no row that a function is given.
+unsafe fn with_virtual(table: pg_sys::Relation) -> Failure {
+    // SAFETY: an open relation has its name.
+    let name = unsafe { pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned() };
+    Failure::new(
+        code::NOT_SUPPORTED,
+        format!("table {name} has a virtual generated column, which a function of the whole row would find empty"),
+    )
 }

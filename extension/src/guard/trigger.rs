@@ -98,23 +98,33 @@ unsafe fn guard(data: &pg_sys::TriggerData) -> Result<pg_sys::HeapTuple, Failure
             unguarded(data.tg_relation);
             return Ok(tuple);
         };
+        if !known.fits {
+            unguarded(data.tg_relation);
+        }
         let row = (*data.tg_relation).rd_att;
         let old = (!inserts).then(|| Values::of(data.tg_trigtuple, row));
         let applier = applier(&known);
         let mut row_in_hand = Row::new(data.tg_relation, &known, applier, old, Values::of(tuple, row));
         row_in_hand.apply()?;
+        let mut written = tuple;
+        if !row_in_hand.changed.is_empty() {
+            let mut replace = vec![false; row_in_hand.new.values.len()];
+            for place in &row_in_hand.changed {
+                replace[*place] = true;
+            }
+            let Values { values, nulls } = &mut row_in_hand.new;
+            written =
+                pg_sys::heap_modify_tuple(tuple, row, values.as_mut_ptr(), nulls.as_mut_ptr(), replace.as_mut_ptr());
+        }
+        // Only now that nothing is used any more of what the row in hand shares with others: a note runs casts of users' types, which
+        // may write to this table.
         if let Some(failed) = &row_in_hand.failed {
             failed::note(data.tg_relation, &known, failed, tuple);
         }
-        if row_in_hand.changed.is_empty() {
-            return Ok(tuple);
+        if !known.fits {
+            failed::note_lacking(data.tg_relation, &known, &row_in_hand.marks());
         }
-        let mut replace = vec![false; row_in_hand.new.values.len()];
-        for place in &row_in_hand.changed {
-            replace[*place] = true;
-        }
-        let new = &mut row_in_hand.new;
-        Ok(pg_sys::heap_modify_tuple(tuple, row, new.values.as_mut_ptr(), new.nulls.as_mut_ptr(), replace.as_mut_ptr()))
+        Ok(written)
     }
 }
 
@@ -130,7 +140,8 @@ thread_local! {
     static TOLD: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The definition does not fit the table any more. The application goes on; it hears of it once in a session.
+/// The definition does not fit the table any more. The application goes on, and hears of it once in a session. Rows lose the names of
+/// upgrades whose inputs may have changed, so that they are upgraded when the column is back.
 unsafe fn unguarded(table: pg_sys::Relation) {
     if TOLD.replace(true) {
         return;

@@ -366,10 +366,12 @@ impl Reading<'_> {
             #[serde(flatten)]
             name: Name,
             fits: bool,
+            computed: Option<String>,
         }
         let function: Function = spi::fetch_one(
             "select n.nspname as schema, p.proname as name, \
-               p.prokind = 'f' and not p.proretset and p.pronargs = 1 and p.prorettype = c.reltype and p.proargtypes[0] = c.reltype as fits \
+               p.prokind = 'f' and not p.proretset and p.pronargs = 1 and p.prorettype = c.reltype and p.proargtypes[0] = c.reltype as fits, \
+               (select min(a.attname::text) from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attgenerated = 'v' and not a.attisdropped) as computed \
              from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace, pg_catalog.pg_class c where p.oid = $1 and c.oid = $2",
             &[pg_sys::Oid::from(oid).into(), pg_sys::Oid::from(self.relation.oid).into()],
         )?;
@@ -381,6 +383,10 @@ impl Reading<'_> {
             )
             .detail("Nothing was changed.")
             .hint(format!("It should be declared as {}({table}) returns {table}, immutable.", function.name.plain())));
+        }
+        if let Some(column) = function.computed {
+            return Err(unsupported(format!("column {} of table {table} is virtual, and a function of the whole row would find it empty", plain(&column)))
+                .hint("Say it with expressions over the columns that they need: set => '{…}'; or make the column a stored one."));
         }
         let Some(outputs) = self.named(self.request.outputs.as_ref(), "output")?.filter(|outputs| !outputs.is_empty())
         else {
