@@ -20,4 +20,4 @@ pub mod timeout;
 mod version;
 pub mod view_text;
 pub mod volatility;
-mod walk;
+pub mod walk;

@@ -6,7 +6,7 @@ use std::ffi::c_void;
 
 /// What a walk over an expression finds. The walk itself raises no error.
 #[derive(Default)]
-pub(super) struct Found {
+pub struct Found {
     /// attnums of the columns; 0 for the whole row, negative for system columns.
     pub columns: Vec<i16>,
     /// Oids of the functions that it calls, also through operators and casts.

@@ -4,6 +4,7 @@
 
 use super::known;
 use crate::catalog::bulk::attribute;
+use crate::catalog::walk::Found;
 use migrator_core::ident::Ident;
 use migrator_core::upgrade::COLUMN;
 use pgrx::{PgList, pg_sys};
@@ -16,6 +17,9 @@ const HASH: u32 = 405;
 const GIN: u32 = 2742;
 /// pg_opfamily.oid of GIN's array_ops.
 const ARRAY_OPS: u32 = 2745;
+/// pg_proc.oid of what finds names in an array: array_eq, array_ne, arrayoverlap, arraycontains, arraycontained, cardinality, texteq,
+/// textne; boolne and booleq for those who compare the answer.
+const OF_NAMES: [u32; 10] = [744, 390, 2747, 2748, 2749, 3179, 67, 157, 84, 60];
 /// FirstNormalObjectId (access/transam.h): below it is what PostgreSQL itself brings.
 const FIRST_OF_OTHERS: u32 = 16_384;
 
@@ -106,8 +110,18 @@ unsafe fn look(table: pg_sys::Relation, index: pg_sys::Relation, outputs: &Outpu
         let keys = &numbers[..usize::try_from(form.indnkeyatts).unwrap_or(0)];
         let expressions = pg_sys::RelationGetIndexExpressions(index).cast::<pg_sys::Node>();
         let predicate = pg_sys::RelationGetIndexPredicate(index).cast::<pg_sys::Node>();
+        let families = std::slice::from_raw_parts((*index).rd_opfamily, keys.len());
         if mentions(expressions, &outputs.all) || mentions(predicate, &outputs.all) {
-            found.any = true;
+            // One by which rows are found that lack an upgrade. A row that comes into it has to fit it.
+            let by_names = [expressions, predicate].into_iter().all(|tree| asks_for_names(tree, outputs));
+            let short = |number: &i16| {
+                usize::try_from(*number - 1).is_ok_and(|place| (*attribute((*table).rd_att, place)).attlen > 0)
+            };
+            let plain = !form.indisunique
+                && !form.indisexclusion
+                && families.iter().all(|family| family.to_u32() < FIRST_OF_OTHERS)
+                && numbers.iter().all(|number| *number == 0 || short(number));
+            found.any |= !(by_names && plain);
             return;
         }
         if !numbers.iter().any(|number| outputs.have(*number)) {
@@ -118,17 +132,15 @@ unsafe fn look(table: pg_sys::Relation, index: pg_sys::Relation, outputs: &Outpu
             found.any = true;
             return;
         }
-        let families = std::slice::from_raw_parts((*index).rd_opfamily, keys.len());
         if families.iter().any(|family| family.to_u32() >= FIRST_OF_OTHERS) {
             found.any = true;
             return;
         }
         // A hash is a number; GIN cuts json and text searches into short pieces, arrays into their elements, and our names are short.
         let (method, row) = ((*(*index).rd_rel).relam.to_u32(), (*table).rd_att);
-        let names = known::place(row, &Ident::from(COLUMN));
         let counts = |at: usize, place: usize| match method {
             HASH => false,
-            GIN => families.get(at).is_some_and(|family| family.to_u32() == ARRAY_OPS) && Some(place) != names,
+            GIN => families.get(at).is_some_and(|family| family.to_u32() == ARRAY_OPS) && Some(place) != outputs.names,
             _ => true,
         };
         let places =
@@ -178,6 +190,16 @@ unsafe fn by_policy(table: pg_sys::Relation, outputs: &Outputs) -> bool {
                 || mentions(policy.with_check_qual.cast(), &outputs.all)
         })
     }
+}
+
+/// Whether an expression reads no output but the column of names, and that with functions only which fail for no array of texts.
+unsafe fn asks_for_names(tree: *mut pg_sys::Node, outputs: &Outputs) -> bool {
+    let values: Vec<usize> = outputs.all.iter().copied().filter(|place| Some(*place) != outputs.names).collect();
+    let mut found = Found::default();
+    found.walk(tree);
+    // SAFETY: the caller's tree.
+    let of_names = unsafe { !mentions(tree, &values) };
+    of_names && found.refused.is_none() && found.functions.iter().all(|function| OF_NAMES.contains(function))
 }
 
 /// The tables that a table is a partition of, the nearest first. Whoever writes a row through one of them, as nearly everybody does,
@@ -236,6 +258,8 @@ pub unsafe fn mentions(tree: *mut pg_sys::Node, outputs: &[usize]) -> bool {
 /// Places of columns, from 0: outputs, and what is generated from them.
 struct Outputs {
     all: Vec<usize>,
+    /// The column of names.
+    names: Option<usize>,
 }
 
 impl Outputs {
@@ -252,7 +276,9 @@ impl Outputs {
                 }
             }
         }
-        Self { all }
+        // SAFETY: the caller's open relation.
+        let names = unsafe { known::place((*table).rd_att, &Ident::from(COLUMN)) };
+        Self { all, names }
     }
 
     fn have(&self, number: i16) -> bool {
