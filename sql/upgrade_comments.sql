@@ -283,7 +283,8 @@ comment on column migrator.upgraded.verified_at is 'When the last look at every 
 comment on column migrator.upgraded.verify_took is 'How long that took.';
 comment on column migrator.upgraded.lacking is 'Rows that a batch could do something for, by that look.';
 comment on column migrator.upgraded.strangers is 'Rows that have a name which nobody registered here, by the last such look.';
-comment on column migrator.upgraded.partitions is 'Partitions whose rows were looked at, or have names from their beginning, by pg_class.oid.';
+comment on column migrator.upgraded.partitions is 'The guards, by pg_trigger.oid, of partitions whose rows were looked at, or have names from their beginning.';
+comment on column migrator.upgraded.may_be_left is 'Whether something has been there, since the last look at all rows began, by which a guard leaves rows to batches.';
 comment on column migrator.upgraded.view_query is 'What the view was made of last.';
 
 comment on table migrator.upgrade is 'Internal: upgrades. Read migrator.upgrades instead.';

@@ -30,7 +30,8 @@ create table migrator.upgraded (
     verify_took  interval,
     lacking      bigint,                            -- rows that a batch could do something for, by that look
     strangers    bigint,                            -- rows that have a name which nobody registered here, by the last such look
-    partitions   oid[],                             -- those whose rows were looked at, or have names from their beginning
+    partitions   oid[],                             -- the guards of those whose rows were looked at, or have names from their beginning
+    may_be_left  boolean not null default false,    -- whether something has been there, since the last look at all rows began, by which a guard leaves rows to batches
     view_query   text                               -- what the view was made of last
 );
 

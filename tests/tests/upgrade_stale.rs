@@ -9,6 +9,8 @@ for_each_server!(
     rows_of_old_versions,
     without_a_guard,
     a_child_that_comes_later,
+    a_partition_that_was_away,
+    an_index_that_was_there,
 );
 
 /// A partitioned table of which an upgrade is complete, and its worker.
@@ -64,7 +66,7 @@ async fn partitions_that_are_attached(server: Server) -> Result<()> {
 
     attach(&session, 5, "{}").await?;
     for call in ["ensure_upgraded('parted', 'w')", "retire_upgrade('parted', 'w')"] {
-        refused(&session, call, "rows of partition public.parted_5, which came later, lack it").await?;
+        refused(&session, call, "rows of partition public.parted_5, which came later, may lack it").await?;
     }
     worker.complete(&session).await?;
     let wrong = session
@@ -79,7 +81,8 @@ async fn partitions_that_are_attached(server: Server) -> Result<()> {
 async fn attached_behind_a_sweep(server: Server) -> Result<()> {
     let (session, mut worker) = parted(&server).await?;
     session.run("select migrator.verify_upgrades('parted')").await?;
-    worker.until(|step| step.state == "verifying" && step.rows > 0).await?;
+    let looked = worker.until(|step| step.state == "verifying" && step.rows > 0).await?;
+    ensure!(looked.rows == 2000, "the sweep has not passed all rows: {looked:?}");
     session.run("create table parted_9 (like parted including defaults); insert into parted_9 select -g, 9, 'abc' from generate_series(1, 300) g; alter table parted attach partition parted_9 for values in (9)").await?;
     // And one far beyond the end.
     session.run("create table parted_8 (like parted including defaults); insert into parted_8 values (100000, 8, 'abc'); alter table parted attach partition parted_8 for values in (8)").await?;
@@ -175,5 +178,58 @@ async fn a_child_that_comes_later(server: Server) -> Result<()> {
     ensure!(told[2].contains("alter table public.child no inherit"), "{told:?}");
     session.run("alter table child no inherit article; select migrator.resume_upgrades('article')").await?;
     worker.complete(&session).await?;
+    Ok(())
+}
+
+/// Detached, written to, attached again: meanwhile it had no guard. Its rows lack what application code does, too.
+async fn a_partition_that_was_away(server: Server) -> Result<()> {
+    let (session, mut worker) = parted(&server).await?;
+    session.run("alter table parted add column c text; select migrator.register_upgrade('parted', 'code', inputs => '{v}', outputs => '{c}')").await?;
+    worker.run().await?;
+    session.run("update parted set c = 'c', applied_upgrades = '{w,code}'").await?;
+    session.run("select migrator.verify_upgrades('parted')").await?;
+    worker.complete(&session).await?;
+    session
+        .run(
+            "alter table parted detach partition parted_1;
+             insert into parted_1 (id, part, v) values (5000, 1, 'abc');
+             alter table parted attach partition parted_1 for values in (1)",
+        )
+        .await?;
+    for name in ["w", "code"] {
+        refused(&session, &format!("ensure_upgraded('parted', '{name}')"), "which came later, may lack it").await?;
+        refused(&session, &format!("retire_upgrade('parted', '{name}')"), "which came later, may lack it").await?;
+    }
+    let step = worker.run().await?;
+    ensure!(step.state == "waiting" && step.reason.contains("application code has rows"), "{step:?}");
+    ensure!(states(&session, "parted").await? == "w=complete code=running", "{}", states(&session, "parted").await?);
+    ensure!(session.number("select w from parted where id = 5000").await? == 3, "it was not upgraded");
+    Ok(())
+}
+
+/// What a guard left to batches because of it is still there when it is dropped, and nobody has looked yet.
+async fn an_index_that_was_there(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table article (id int primary key, a text, slug text unique);
+             insert into article select g, 'Title ' || g from generate_series(1, 500) g;
+             select migrator.register_upgrade('article', 'slug', '{\"slug\": \"lower(a)\"}')",
+        )
+        .await?;
+    let mut worker = Worker::new(&database, "article", "w").await?;
+    worker.complete(&session).await?;
+    session
+        .run("insert into article (id, a) values (1000, 'Old'); alter table article drop constraint article_slug_key")
+        .await?;
+    for call in ["ensure_upgraded('article', 'slug')", "retire_upgrade('article', 'slug')"] {
+        refused(&session, call, "rows lack it that were written since").await?;
+    }
+    session.run("update migrator.upgraded set verified_at = '-infinity'").await?;
+    worker.complete(&session).await?;
+    ensure!(session.value("select slug from article where id = 1000").await? == "old", "it was not found");
+    session.value("select migrator.ensure_upgraded('article', 'slug')").await?;
+    ensure!(session.value("select may_be_left from migrator.upgraded").await? == "f", "it is looked for for ever");
     Ok(())
 }

@@ -4,7 +4,7 @@ mod hand;
 
 pub use hand::Wanted;
 
-use super::{COLUMN, Definition, pending};
+use super::{COLUMN, Definition, all_marked, pending};
 use crate::ident::{Ident, Name, literal};
 
 /// A column of the key.
@@ -236,12 +236,6 @@ impl Table<'_> {
         )
     }
 
-    /// Whether a batch has something to do for any row: `found`.
-    #[must_use]
-    pub fn any_lacking(&self, definition: &Definition) -> String {
-        format!("select exists (select from {} l where {}) as found", self.name, lacking(definition))
-    }
-
     /// A row by its key ($1, a jsonb array of texts): `row`, and its name as everywhere, `key`; both JSON as text.
     #[must_use]
     pub fn row(&self) -> String {
@@ -314,16 +308,21 @@ impl Table<'_> {
 
 /// A batch has something to do: an upgrade to apply, or a retired name to take off.
 fn lacking(definition: &Definition) -> String {
+    or_retired(definition, pending(definition))
+}
+
+/// A row has not all names that it should have, or a retired one: whoever has to do something about it.
+#[must_use]
+pub fn strange(definition: &Definition) -> String {
+    or_retired(definition, format!("not {}", all_marked(&definition.upgrades)))
+}
+
+fn or_retired(definition: &Definition, lacks: String) -> String {
     if definition.retired.is_empty() {
-        return pending(definition);
+        return lacks;
     }
     let names: Vec<String> = definition.retired.iter().map(|name| literal(name)).collect();
-    format!(
-        "({} or coalesce(l.{} && array[{}]::pg_catalog.text[], false))",
-        pending(definition),
-        Ident::from(COLUMN),
-        names.join(", ")
-    )
+    format!("({lacks} or coalesce(l.{} && array[{}]::pg_catalog.text[], false))", Ident::from(COLUMN), names.join(", "))
 }
 
 #[cfg(test)]

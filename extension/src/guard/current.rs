@@ -100,10 +100,12 @@ unsafe fn with_row(
         let mode = i32::try_from(pg_sys::AccessShareLock).expect("a small number");
         let table = pg_sys::relation_open(table, mode);
         let found = known::trigger_of(table).and_then(|trigger| known::of(table, trigger));
-        let Some(known) = found.filter(|known| known.fits) else {
-            let name = pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned();
-            return Err(unregistered(&name));
-        };
+        let name = || pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned();
+        let Some(known) = found else { return Err(unregistered(&name())) };
+        if !known.fits {
+            return Err(Failure::new(code::UNDEFINED_COLUMN, format!("upgrades of table {} name a column that is not there", name()))
+                .hint("Bring it back under that name, or retire the upgrade. Rows that have all upgrades can be read, and the table itself."));
+        }
         let header = pg_sys::pg_detoast_datum(argument.cast_mut_ptr()).cast::<pg_sys::HeapTupleHeaderData>();
         let mut tuple = pg_sys::HeapTupleData {
             t_len: u32::try_from(pgrx::varsize_4b(header.cast())).expect("a row is smaller than 1 GB"),

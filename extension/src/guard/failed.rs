@@ -33,13 +33,14 @@ fn key_of(key: &[Ident]) -> String {
 /// them twice.
 const MOST: u32 = 100;
 
-/// What a subtransaction wrote down. It is lost with it, and so are the rows that it wrote: each counts its own.
+/// What a transaction wrote down.
 struct Noted {
     /// Of which transaction and subtransaction.
     of: (u32, u32),
-    /// Rows, whichever upgrade failed for them.
+    /// Rows of the transaction, whichever upgrade failed for them.
     rows: u32,
-    /// Upgrades of which it is noted that there are more.
+    /// Upgrades of which the subtransaction noted that there are more. That is lost with it, and so are the rows that it wrote: each
+    /// notes its own.
     more: Vec<i64>,
 }
 
@@ -51,7 +52,8 @@ fn noted<T>(look: impl FnOnce(&mut Noted) -> T) -> T {
     let (transaction, subtransaction, _) = run::statement();
     NOTED.with_borrow_mut(|noted| {
         if noted.of != (transaction, subtransaction) {
-            *noted = Noted { of: (transaction, subtransaction), rows: 0, more: vec![] };
+            let rows = if noted.of.0 == transaction { noted.rows } else { 0 };
+            *noted = Noted { of: (transaction, subtransaction), rows, more: vec![] };
         }
         look(noted)
     })

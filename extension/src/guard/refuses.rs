@@ -114,13 +114,11 @@ unsafe fn look(table: pg_sys::Relation, index: pg_sys::Relation, outputs: &Outpu
         if mentions(expressions, &outputs.all) || mentions(predicate, &outputs.all) {
             // One by which rows are found that lack an upgrade. A row that comes into it has to fit it.
             let by_names = [expressions, predicate].into_iter().all(|tree| asks_for_names(tree, outputs));
-            let short = |number: &i16| {
-                usize::try_from(*number - 1).is_ok_and(|place| (*attribute((*table).rd_att, place)).attlen > 0)
-            };
+            let short = |place| (*attribute((*index).rd_att, place)).attlen > 0;
             let plain = !form.indisunique
                 && !form.indisexclusion
                 && families.iter().all(|family| family.to_u32() < FIRST_OF_OTHERS)
-                && numbers.iter().all(|number| *number == 0 || short(number));
+                && (0..numbers.len()).all(short);
             found.any |= !(by_names && plain);
             return;
         }
@@ -219,15 +217,31 @@ pub unsafe fn above(table: pg_sys::Relation) -> Vec<pg_sys::Oid> {
     }
 }
 
+fn has_row_security(table: pg_sys::Oid) -> bool {
+    // SAFETY: a tuple of the system cache, released after its form was read.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, pg_sys::Datum::from(table));
+        if tuple.is_null() {
+            return false;
+        }
+        let has = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).relrowsecurity;
+        pg_sys::ReleaseSysCache(tuple);
+        has
+    }
+}
+
 /// Likewise of a table above, whose columns of the same names are meant.
 ///
-/// Whoever writes through it has it locked already. One who writes to the partition itself waits here as he would for PostgreSQL, which
-/// opens it in the same order for the partition's bounds (generate_partition_qual(), partcache.c), once for each entry of the cache, as
-/// this is.
+/// Whoever writes through it has it locked already. One who writes to the partition itself has not, and would wait for somebody who
+/// is changing it: so it is opened only if there may be policies, which is seen without a lock. Row-level security that is switched on
+/// makes everything be read again when it is committed.
 unsafe fn by_policy_of(parent: pg_sys::Oid, table: pg_sys::Relation, outputs: &Outputs) -> bool {
     let mode = i32::try_from(pg_sys::AccessShareLock).expect("a small number");
     // SAFETY: opened and closed here; places of columns of the caller's relation.
     unsafe {
+        if !has_row_security(parent) {
+            return false;
+        }
         let parent = pg_sys::try_relation_open(parent, mode);
         if parent.is_null() {
             return false;

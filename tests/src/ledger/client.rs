@@ -69,7 +69,8 @@ impl Client {
         let after = match outcome {
             Ok(()) if matches!(ending, Ending::Commit | Ending::CommitPrepared) => Some(draft),
             Ok(()) => None,
-            Err(error) if repeatable && error.code == "40001" => {
+            // Older than a swap, it does not see the row that `lines` refer to as the new table has it.
+            Err(error) if repeatable && ["40001", "23503"].contains(&&*error.code) => {
                 self.shared.retries.fetch_add(1, Ordering::Relaxed);
                 self.session()?.run("rollback").await?;
                 None
@@ -77,6 +78,7 @@ impl Client {
             Err(error) if error.is_lost() && self.shared.crashes.load(Ordering::Relaxed) => {
                 self.look(draft.mark, ending, &gid).await?.then_some(draft)
             }
+            Err(error) if repeatable => return Err(anyhow::Error::from(error).context("in REPEATABLE READ")),
             Err(error) => return Err(error.into()),
         };
         self.shared.transactions.fetch_add(1, Ordering::Relaxed);

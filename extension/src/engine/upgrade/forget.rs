@@ -1,6 +1,7 @@
 //! The end of it: a table whose upgrades are all retired becomes one that never had any.
 
 use super::table::{self, Upgraded};
+use super::view;
 use crate::catalog::attempt::attempt;
 use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
@@ -43,7 +44,10 @@ pub fn forget(oid: u32) -> Result<bool, Failure> {
         lock::series(
             &what,
             lock::ATTEMPTS,
-            || Ok(vec![Wanted { relation: oid, mode: Mode::AccessExclusive }]),
+            || {
+                let own = [Wanted { relation: oid, mode: Mode::AccessExclusive }];
+                Ok(view::of(&table)?.into_iter().chain(own).collect())
+            },
             || Ok(()),
             || remove(&table, ours),
         )?;

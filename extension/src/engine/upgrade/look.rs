@@ -6,10 +6,11 @@ use super::install;
 use super::table::{self, Registered, Upgraded};
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
-use crate::guard::Refusal;
+use crate::guard::{Refusal, TRIGGER};
 use migrator_core::failure::Failure;
 use migrator_core::ident::Name;
-use migrator_core::upgrade::sweep::Table;
+use migrator_core::upgrade::all_marked;
+use migrator_core::upgrade::sweep::{Table, strange};
 use pgrx::pg_sys;
 use serde::Deserialize;
 use serde_json::json;
@@ -39,14 +40,16 @@ pub fn is_stale(table: &Upgraded, upgrade: &Registered) -> Result<Option<String>
     if let Some(unguarded) = install::is_unguarded(table)? {
         return Ok(Some(unguarded.message));
     }
-    if let Some(partition) =
-        strange_partitions(table, |leaf| leaf.any(&upgrade.name, false))?.unwrap_or_default().first()
+    if table.relation.kind == "p"
+        && let Some(partition) =
+            with_rows(&new_partitions(table)?, &format!("not {}", all_marked([&upgrade.definition])))?.first()
     {
-        return Ok(Some(format!("rows of partition {partition}, which came later, lack it")));
+        return Ok(Some(format!("rows of partition {partition}, which came later, may lack it")));
     }
     // Rows come without it: of writers who do not know of it, and those that the guard has to leave to batches.
-    let may_come =
-        upgrade.kind == "application" || table::refusal(&table.relation, &upgrade.definition)? > Refusal::None;
+    let may_come = upgrade.kind == "application"
+        || table.state.may_be_left
+        || table::refusal(&table.relation, &upgrade.definition)? > Refusal::None;
     if may_come && ask(&table.relation, &of(&table.relation, &table.relation.name).any(&upgrade.name, false))? {
         return Ok(Some("rows lack it that were written since".to_owned()));
     }
@@ -57,11 +60,22 @@ pub fn is_stale(table: &Upgraded, upgrade: &Registered) -> Result<Option<String>
 /// looked at again. Partitions that came without such rows, as new ones do, are known from then on. The caller holds the table's row.
 ///
 /// A partition that was attached while a sweep was under way, at keys that it had passed or beyond its end, is found at the
-/// end of it; one that is attached later, by the next step.
+/// end of it; one that is attached later, by the next step. Known are those that were looked at here and no others: one may be
+/// attached meanwhile.
 pub fn attached(table: &Upgraded) -> Result<bool, Failure> {
     let definition = table.definition()?;
-    let Some(found) = strange_partitions(table, |leaf| leaf.any_lacking(&definition))? else { return Ok(false) };
-    know_partitions(table)?;
+    if table.relation.kind != "p" || definition.upgrades.is_empty() && definition.retired.is_empty() {
+        return Ok(false);
+    }
+    let new = new_partitions(table)?;
+    if new.is_empty() {
+        return Ok(false);
+    }
+    let found = with_rows(&new, &strange(&definition))?;
+    spi::execute(
+        "update migrator.upgraded set partitions = coalesce(partitions, '{}') || $2::oid[] where relation = $1",
+        &[pg_sys::Oid::from(table.relation.oid).into(), guards(&new).into()],
+    )?;
     if found.is_empty() {
         return Ok(false);
     }
@@ -74,33 +88,10 @@ pub fn attached(table: &Upgraded) -> Result<bool, Failure> {
     }
     table.event(
         "attached",
-        &format!("rows of {} lack something: every row is looked at again", found.join(", ")),
+        &format!("rows of {} may lack something: every row is looked at again", found.join(", ")),
         json!({"partitions": found}),
     )?;
     Ok(true)
-}
-
-/// Those of the partitions that came since of whose rows this query finds one; None where none has come.
-fn strange_partitions(table: &Upgraded, lacks: impl Fn(&Table<'_>) -> String) -> Result<Option<Vec<String>>, Failure> {
-    if table.relation.kind != "p" {
-        return Ok(None);
-    }
-    let new: Vec<Name> = spi::fetch(
-        "select n.nspname as schema, c.relname as name from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t \
-         join pg_catalog.pg_class c on c.oid = t.relid join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
-         where t.isleaf and c.relkind <> 'p' and c.oid <> all (coalesce((select u.partitions from migrator.upgraded u where u.relation = $1), '{}')) order by 1, 2",
-        &[pg_sys::Oid::from(table.relation.oid).into()],
-    )?;
-    if new.is_empty() {
-        return Ok(None);
-    }
-    let mut found = vec![];
-    for name in &new {
-        if ask(&table.relation, &lacks(&of(&table.relation, name)))? {
-            found.push(name.plain());
-        }
-    }
-    Ok(Some(found))
 }
 
 /// Notes the partitions whose rows are looked at from now on.
@@ -109,9 +100,59 @@ pub fn know_partitions(table: &Upgraded) -> Result<(), Failure> {
         return Ok(());
     }
     spi::execute(
-        "update migrator.upgraded set partitions = array(select t.relid::pg_catalog.oid from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t \
-           where t.isleaf order by 1) where relation = $1",
+        "update migrator.upgraded set partitions = '{}' where relation = $1",
         &[pg_sys::Oid::from(table.relation.oid).into()],
+    )?;
+    let all = new_partitions(table)?;
+    spi::execute(
+        "update migrator.upgraded set partitions = $2::oid[] where relation = $1",
+        &[pg_sys::Oid::from(table.relation.oid).into(), guards(&all).into()],
     )
     .map(|_| ())
+}
+
+/// A partition with rows.
+#[derive(Deserialize)]
+struct Partition {
+    #[serde(flatten)]
+    name: Name,
+    owner: u32,
+    /// The guard that it has: a new one each time that it is attached.
+    guard: Option<u32>,
+}
+
+fn guards(partitions: &[Partition]) -> Vec<pg_sys::Oid> {
+    partitions.iter().filter_map(|partition| partition.guard.map(pg_sys::Oid::from)).collect()
+}
+
+/// Those that are not known: their guard has come since.
+fn new_partitions(table: &Upgraded) -> Result<Vec<Partition>, Failure> {
+    spi::fetch(
+        "select n.nspname as schema, c.relname as name, c.relowner::pg_catalog.int8 as owner, g.oid::pg_catalog.int8 as guard \
+         from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t join pg_catalog.pg_class c on c.oid = t.relid \
+         join pg_catalog.pg_namespace n on n.oid = c.relnamespace left join pg_catalog.pg_trigger g on g.tgrelid = c.oid and g.tgname = $2 \
+         where t.isleaf and c.relkind <> 'p' \
+           and (g.oid is null or g.oid <> all (coalesce((select u.partitions from migrator.upgraded u where u.relation = $1), '{}'))) order by 1, 2",
+        &[pg_sys::Oid::from(table.relation.oid).into(), TRIGGER.into()],
+    )
+}
+
+/// So many rows of a partition are looked at; of one that has more, every row is looked at by batches.
+const ROWS: u32 = 50_000;
+
+/// Those of them of whose rows one is found that is so, or that have too many to tell. Each as its own owner.
+fn with_rows(partitions: &[Partition], is_so: &str) -> Result<Vec<String>, Failure> {
+    let mut found = vec![];
+    for partition in partitions {
+        let sql = format!(
+            "select count(*) > {ROWS} or coalesce(pg_catalog.bool_or({is_so}), false) as found from (select l.* from only {} l limit {}) l",
+            partition.name,
+            ROWS + 1
+        );
+        let one: Found = role::as_owner(pg_sys::Oid::from(partition.owner), &[], || spi::fetch_one(&sql, &[]))?;
+        if one.found {
+            found.push(partition.name.plain());
+        }
+    }
+    Ok(found)
 }

@@ -11,7 +11,6 @@ use crate::catalog::cost::Meter;
 use crate::catalog::{lock, spi};
 use crate::crash;
 use crate::engine::{guard, load};
-use crate::guard::Refusal;
 use migrator_core::batch::{self, Aim, Pace};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::literal;
@@ -215,7 +214,7 @@ fn decide(table: &Upgraded) -> Result<Step, Failure> {
         if !table.alone()? {
             return Ok(another());
         }
-        if look::attached(table)? {
+        if table.state.verified && look::attached(table)? {
             return Ok(Step::new("upgrading"));
         }
     }
@@ -225,10 +224,8 @@ fn decide(table: &Upgraded) -> Result<Step, Failure> {
     let running: Vec<_> = registered.iter().filter(|upgrade| upgrade.state == "running").collect();
     let retiring = registered.iter().any(|upgrade| upgrade.state == "retiring");
     // Rows can come, or lose the name, without it: what only batches derive, and what application code does.
-    let left = |upgrade: &table::Registered| {
-        Ok(upgrade.kind == "application" || table::refusal(&table.relation, &upgrade.definition)? > Refusal::None)
-    };
-    if running.is_empty() && !retiring && !(table.state.verify_due && any(&registered, left)?) {
+    let may_come = registered.iter().any(|upgrade| upgrade.kind == "application") || may_be_left(table)?;
+    if running.is_empty() && !retiring && !(table.state.verify_due && may_come) {
         return Ok(Step { done: true, ..Step::new("complete") });
     }
     if !table.state.verified || complete::unnoted(table)? {
@@ -258,8 +255,19 @@ fn decide(table: &Upgraded) -> Result<Step, Failure> {
     Ok(Step { done: true, ..Step::wait("waiting", 5000, reason) })
 }
 
-fn any<T>(list: &[T], is: impl Fn(&T) -> Result<bool, Failure>) -> Result<bool, Failure> {
-    list.iter().try_fold(false, |found, one| Ok(found || is(one)?))
+/// Whether the guard leaves rows to batches, or did since the last look at all rows began: what it left is there when its reason is gone.
+fn may_be_left(table: &Upgraded) -> Result<bool, Failure> {
+    if table.state.may_be_left {
+        return Ok(true);
+    }
+    let leaves = table::leaves_rows(table)?;
+    if leaves {
+        spi::execute(
+            "update migrator.upgraded set may_be_left = true where relation in (select u.relation from migrator.upgraded u where u.relation = $1 for no key update skip locked)",
+            &[pg_sys::Oid::from(table.relation.oid).into()],
+        )?;
+    }
+    Ok(leaves)
 }
 
 fn work(table: &Upgraded, kind: Kind, worker: &str, factor: i32) -> Result<Step, Failure> {

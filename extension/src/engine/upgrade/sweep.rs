@@ -5,7 +5,7 @@
 
 use super::keyset::Keyset;
 use super::look;
-use super::table::Upgraded;
+use super::table::{self, Upgraded};
 use crate::catalog::spi;
 use migrator_core::batch::Pace;
 use migrator_core::failure::Failure;
@@ -77,6 +77,13 @@ pub fn begin(table: &Upgraded, kind: Kind, first_batch: i32) -> Result<(), Failu
              from pg_catalog.pg_class c where c.oid = $1))::bigint where relation = $1",
         &[oid.into(), sweep.into(), kind.name().into()],
     )?;
+    if kind == Kind::Verify {
+        // This look finds what was left until now.
+        spi::execute(
+            "update migrator.upgraded set may_be_left = $2 where relation = $1",
+            &[oid.into(), table::leaves_rows(table)?.into()],
+        )?;
+    }
     // Before the last key is looked for: what is attached later is found by the step that looks for it.
     look::know_partitions(table)?;
     let Some(last) = last(&keyset)? else { return Ok(()) };

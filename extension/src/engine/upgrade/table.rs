@@ -49,6 +49,8 @@ pub struct State {
     pub lacking: Option<i64>,
     /// Rows with names that nobody registered here, by the last look at all rows.
     pub strangers: Option<i64>,
+    /// Whether the guard may have left rows to batches since the last look at all rows began.
+    pub may_be_left: bool,
     /// What its view was made of last.
     pub view_query: Option<String>,
     /// Whether `applied_upgrades` was made here.
@@ -74,7 +76,7 @@ impl Upgraded {
     pub fn find(oid: u32) -> Result<Option<Upgraded>, Failure> {
         let state: Option<State> = spi::fetch_optional(
             "select u.generation, u.view_schema, u.view_name, u.batch_size, u.cleanup_batch_size, u.target_ms, \
-             u.paused_at is not null as paused, u.blocked, u.blocked_hint, u.forgiven, u.held_since is not null as held, u.sweep, u.sweep_kind, u.sweep_generation, u.key, u.rows_total, u.rows_vacuumed, u.verified_at is not null as verified, u.lacking, u.strangers, u.column_added, u.view_query, \
+             u.paused_at is not null as paused, u.blocked, u.blocked_hint, u.forgiven, u.held_since is not null as held, u.sweep, u.sweep_kind, u.sweep_generation, u.key, u.rows_total, u.rows_vacuumed, u.verified_at is not null as verified, u.lacking, u.strangers, u.column_added, u.may_be_left, u.view_query, \
              coalesce(u.verified_at + greatest(interval '1 minute', 20 * u.verify_took) < pg_catalog.clock_timestamp(), true) as verify_due \
              from migrator.upgraded u where u.relation = $1",
             &[pg_sys::Oid::from(oid).into()],
@@ -411,6 +413,18 @@ pub fn refusal(relation: &Relation, upgrade: &Upgrade) -> Result<Refusal, Failur
     )?;
     let outputs: Vec<&Ident> = upgrade.outputs().collect();
     Ok(members.iter().map(|member| guard::refusal(member.oid.into(), &outputs)).max().unwrap_or(Refusal::None))
+}
+
+/// Whether the guard leaves rows of any upgrade to batches, as the table is now.
+pub fn leaves_rows(table: &Upgraded) -> Result<bool, Failure> {
+    for upgrade in
+        table.registered()?.iter().filter(|upgrade| upgrade.kind != "application" && upgrade.state != "retiring")
+    {
+        if refusal(&table.relation, &upgrade.definition)? > Refusal::None {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Refuses a caller who neither owns the table nor is a member of its owner.

@@ -32,9 +32,28 @@ pub fn lock(
 ) -> Result<Option<Wanted>, Failure> {
     let name = name(Some(upgraded), table, wanted)?;
     let Some(existing) = existing(&name)? else { return Ok(None) };
-    let stays = upgraded.state.view_query.as_ref() == Some(&select(table, definition, Some(&existing))?);
+    let stays = stays(upgraded, table, &name, &select(table, definition, Some(&existing))?)?;
     let relation = oid(&name)?;
     Ok((!stays).then_some(Wanted { relation, mode: Mode::AccessExclusive }))
+}
+
+/// The query that the view is made of, and what the server made of that: by then its columns are numbers.
+fn made_of(name: &Name, select: &str) -> Result<String, Failure> {
+    #[derive(Deserialize)]
+    struct Text {
+        text: String,
+    }
+    let text: Text = spi::fetch_one(
+        "select coalesce(pg_catalog.pg_get_viewdef($1::pg_catalog.oid), '') as text",
+        &[pg_sys::Oid::from(oid(name)?).into()],
+    )?;
+    Ok(format!("{select}\n{}", text.text))
+}
+
+/// Whether the view is still what this query makes, and the table's owner's.
+fn stays(upgraded: &Upgraded, table: &Relation, name: &Name, select: &str) -> Result<bool, Failure> {
+    let same = upgraded.state.view_query.as_deref() == Some(&*made_of(name, select)?);
+    Ok(same && Relation::get(oid(name)?)?.owner == table.owner)
 }
 
 /// The view as it is, locked against everybody.
@@ -54,8 +73,7 @@ pub fn make(
     let name = name(Some(upgraded), table, wanted)?;
     let existing = existing(&name)?;
     let select = select(table, definition, existing.as_deref())?;
-    let stays = upgraded.state.view_query.as_ref() == Some(&select);
-    if existing.is_some() && stays && Relation::get(oid(&name)?)?.owner == table.owner {
+    if existing.is_some() && stays(upgraded, table, &name, &select)? {
         return Ok(());
     }
     let options = OPTIONS;
@@ -80,7 +98,12 @@ pub fn make(
     }
     spi::execute(
         "update migrator.upgraded set view_schema = $2, view_name = $3, view_query = $4 where relation = $1",
-        &[pg_sys::Oid::from(table.oid).into(), name.schema.as_str().into(), name.name.as_str().into(), select.into()],
+        &[
+            pg_sys::Oid::from(table.oid).into(),
+            name.schema.as_str().into(),
+            name.name.as_str().into(),
+            made_of(&name, &select)?.into(),
+        ],
     )?;
     Ok(())
 }
