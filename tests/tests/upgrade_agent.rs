@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::process::Child;
 use tokio::task::JoinHandle;
 
-for_oldest_and_newest_server!(beside_writers_and_with_lost_connections, each_row_once_whenever_it_is_killed);
+for_each_server!(beside_writers_and_with_lost_connections, each_row_once_whenever_it_is_killed);
 for_newest_server!(
     two_daemons_and_two_tables,
     told_to_stop,

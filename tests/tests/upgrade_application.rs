@@ -19,7 +19,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
-for_oldest_and_newest_server!(an_application_that_evolves);
+for_each_server!(an_application_that_evolves);
 
 /// What the processes said, in no order: the database counts the edits of a row.
 type Said = Arc<Mutex<Vec<Value>>>;

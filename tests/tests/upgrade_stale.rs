@@ -42,6 +42,21 @@ async fn attach(session: &Session, part: i32, names: &str) -> Result<()> {
     Ok(())
 }
 
+/// Articles whose `b` comes of `a`; `b` is declared so.
+async fn articles(server: &Server, declared: &str) -> Result<(Session, Worker)> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(&format!(
+            "create table article (id int primary key, a text, b text {declared});
+             insert into article select g, 'Title ' || g from generate_series(1, 500) g;
+             select migrator.register_upgrade('article', 'b', '{{\"b\": \"lower(a)\"}}')"
+        ))
+        .await?;
+    let worker = Worker::new(&database, "article", "w").await?;
+    Ok((session, worker))
+}
+
 async fn sweeps(session: &Session) -> Result<i64> {
     session.number("select sweep from migrator.upgraded").await
 }
@@ -135,16 +150,7 @@ async fn rows_of_old_versions(server: Server) -> Result<()> {
 }
 
 async fn without_a_guard(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session
-        .run(
-            "create table article (id int primary key, a text, b text);
-             insert into article select g, 'Title ' || g from generate_series(1, 500) g;
-             select migrator.register_upgrade('article', 'b', '{\"b\": \"lower(a)\"}')",
-        )
-        .await?;
-    let mut worker = Worker::new(&database, "article", "w").await?;
+    let (session, mut worker) = articles(&server, "").await?;
     worker.complete(&session).await?;
     session
         .run("alter table article disable trigger \"~migrator_guard\"; insert into article values (1000, 'New')")
@@ -160,16 +166,7 @@ async fn without_a_guard(server: Server) -> Result<()> {
 
 /// Its rows have no guard, and no key of the table's.
 async fn a_child_that_comes_later(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session
-        .run(
-            "create table article (id int primary key, a text, b text);
-             insert into article select g, 'Title ' || g from generate_series(1, 500) g;
-             select migrator.register_upgrade('article', 'b', '{\"b\": \"lower(a)\"}')",
-        )
-        .await?;
-    let mut worker = Worker::new(&database, "article", "w").await?;
+    let (session, mut worker) = articles(&server, "").await?;
     worker.until(|step| step.rows > 0).await?;
     session.run("create table child () inherits (article); insert into child values (7, 'Child')").await?;
     let step = worker.run().await?;
@@ -209,27 +206,18 @@ async fn a_partition_that_was_away(server: Server) -> Result<()> {
 
 /// What a guard left to batches because of it is still there when it is dropped, and nobody has looked yet.
 async fn an_index_that_was_there(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session
-        .run(
-            "create table article (id int primary key, a text, slug text unique);
-             insert into article select g, 'Title ' || g from generate_series(1, 500) g;
-             select migrator.register_upgrade('article', 'slug', '{\"slug\": \"lower(a)\"}')",
-        )
-        .await?;
-    let mut worker = Worker::new(&database, "article", "w").await?;
+    let (session, mut worker) = articles(&server, "unique").await?;
     worker.complete(&session).await?;
     session
-        .run("insert into article (id, a) values (1000, 'Old'); alter table article drop constraint article_slug_key")
+        .run("insert into article (id, a) values (1000, 'Old'); alter table article drop constraint article_b_key")
         .await?;
-    for call in ["ensure_upgraded('article', 'slug')", "retire_upgrade('article', 'slug')"] {
+    for call in ["ensure_upgraded('article', 'b')", "retire_upgrade('article', 'b')"] {
         refused(&session, call, "rows lack it that were written since").await?;
     }
     session.run("update migrator.upgraded set verified_at = '-infinity'").await?;
     worker.complete(&session).await?;
-    ensure!(session.value("select slug from article where id = 1000").await? == "old", "it was not found");
-    session.value("select migrator.ensure_upgraded('article', 'slug')").await?;
+    ensure!(session.value("select b from article where id = 1000").await? == "old", "it was not found");
+    session.value("select migrator.ensure_upgraded('article', 'b')").await?;
     ensure!(session.value("select may_be_left from migrator.upgraded").await? == "f", "it is looked for for ever");
     Ok(())
 }

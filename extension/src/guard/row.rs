@@ -101,6 +101,8 @@ impl<'a> Row<'a> {
         }
         let mut barrier = false;
         let mut applied = 0;
+        // Upgrades whose outputs are those of inputs that the row has not got any more.
+        let mut outdated = vec![];
         for place in 0..known.definition.upgrades.len() {
             let upgrade = &known.definition.upgrades[place];
             // SAFETY: the caller's.
@@ -120,6 +122,7 @@ impl<'a> Row<'a> {
                 Act::Leave => {
                     marks.clear(&upgrade.name);
                     barrier = true;
+                    outdated.extend((written.inputs && !upgrade.is_application()).then_some(place));
                 }
                 Act::Derive | Act::DeriveOthers => {
                     // SAFETY: the caller's.
@@ -138,16 +141,51 @@ impl<'a> Row<'a> {
                     } else {
                         marks.clear(&upgrade.name);
                         barrier = true;
+                        outdated.extend((written.inputs && !upgrade.is_application()).then_some(place));
                     }
                 }
             }
         }
+        // SAFETY: the caller's.
+        unsafe { self.forget_outdated(&outdated) };
         if marks != before || !clean {
             self.new.values[known.marks] = known.array(marks);
             self.new.nulls[known.marks] = false;
             self.changed.push(known.marks);
         }
         Ok(())
+    }
+
+    /// A row that moves to another partition with this statement is a new row there, of which nobody can tell any more that its inputs
+    /// changed: its old outputs would pass for what the writer gave. So they go; they are in the way of nothing, for the row is
+    /// not stored here.
+    unsafe fn forget_outdated(&mut self, upgrades: &[usize]) {
+        // SAFETY: the caller's open relation, and places of this row.
+        unsafe {
+            let may_move = self.old.is_some() && (*(*self.table).rd_rel).relispartition;
+            if upgrades.is_empty() || !may_move || self.applier == Applier::Reader {
+                return;
+            }
+            let run = run::of(self.table, self.known);
+            if run.stays(&self.new.values, &self.new.nulls) {
+                return;
+            }
+            for upgrade in upgrades {
+                let columns = &self.known.columns[*upgrade];
+                for (place, default) in columns.outputs.iter().zip(&columns.defaults) {
+                    if self.changed.contains(place) || self.is_changed(*place) {
+                        continue;
+                    }
+                    let (value, null) = match default {
+                        Unwritten::Null => (pg_sys::Datum::from(0_usize), true),
+                        Unwritten::Constant(value) => (*value, false),
+                        Unwritten::Unknown => continue,
+                    };
+                    (self.new.values[*place], self.new.nulls[*place]) = (value, null);
+                    self.changed.push(*place);
+                }
+            }
+        }
     }
 
     /// The table that it is a row of.

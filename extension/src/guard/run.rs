@@ -277,6 +277,15 @@ impl Run {
         }
     }
 
+    /// Whether a row belongs into this partition, and is not about to move to another. An error unwinds.
+    pub unsafe fn stays(&self, values: &[pg_sys::Datum], nulls: &[bool]) -> bool {
+        // SAFETY: the slot and the result relation are of the table that the row is of.
+        unsafe {
+            self.fill(values, nulls);
+            pg_sys::ExecPartitionCheck(self.result, self.slot, self.estate, false)
+        }
+    }
+
     /// Tries the table's NOT NULL and CHECK constraints on a row, as the statement itself will. An error unwinds.
     pub unsafe fn check(&self, table: pg_sys::Relation, values: &[pg_sys::Datum], nulls: &[bool], inserts: bool) {
         // SAFETY: the result relation was made for this table; number 0 says that it has no place in a range table, which only

@@ -24,7 +24,7 @@ use upgrades::{
 };
 use wal::{wal_and_vacuums_while_rows_are_upgraded, wal_that_cannot_go_and_vacuums};
 
-for_oldest_and_newest_server!(
+for_each_server!(
     sessions_and_disks_and_a_query_of_one_s_own,
     the_same_where_rows_are_upgraded,
     wal_that_cannot_go_and_vacuums,

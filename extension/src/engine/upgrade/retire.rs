@@ -3,7 +3,7 @@
 
 use super::table::{self, Registered, Upgraded};
 use super::{install, look, view};
-use crate::catalog::attempt::attempt;
+use crate::catalog::attempt::{attempt, rehearse};
 use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::spi;
 use crate::crash;
@@ -20,35 +20,16 @@ use serde_json::json;
 /// An upgrade that is not complete is refused, for rows without it would never get it, unless `incomplete` says that this is
 /// meant: it was registered by mistake.
 pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static str, Failure> {
+    let upgrade = table.named(name)?;
+    in_state(table, &upgrade, incomplete)?;
+    if upgrade.state == "complete" && !incomplete {
+        // Before the table's row is taken, and with its lock given back: this may take as long as a look at all rows.
+        still_complete(table, &upgrade)?;
+    }
     let table = &table.held()?;
     let upgrade = table.named(name)?;
+    in_state(table, &upgrade, incomplete)?;
     let relation = table.relation.name.plain();
-    let (quoted, quoted_name) = (literal(&relation), literal(name));
-    if upgrade.state == "retiring" {
-        return Err(Failure::new(
-            code::NOT_IN_STATE,
-            format!("upgrade {} of table {relation} is retired already", plain(name)),
-        )
-        .detail("Rows that still have its name lose it in batches. Nothing was changed.")
-        .hint(format!("Let that end: call migrator.run_upgrades({quoted});")));
-    }
-    if upgrade.state != "complete" && !incomplete {
-        return Err(Failure::new(code::NOT_IN_STATE, format!("upgrade {} of table {relation} is not complete", plain(name)))
-            .detail("Rows that lack it would never get it. Nothing was changed.")
-            .hint(format!(
-                "Let it end: call migrator.run_upgrades({quoted}); or, if it should not have been registered: select migrator.retire_upgrade({quoted}, {quoted_name}, incomplete => true);"
-            )));
-    }
-    if upgrade.state == "complete"
-        && !incomplete
-        && let Some(why) = look::is_stale(table, &upgrade)?
-    {
-        return Err(Failure::new(code::NOT_IN_STATE, format!("upgrade {} of table {relation} is not complete any more", plain(name)))
-            .detail(format!("It was, but {why}. Rows that lack it would never get it. Nothing was changed."))
-            .hint(format!(
-                "Have them found and upgraded: select migrator.verify_upgrades({quoted}); call migrator.run_upgrades({quoted}); or, if that is meant: select migrator.retire_upgrade({quoted}, {quoted_name}, incomplete => true);"
-            )));
-    }
     spi::execute(
         "update migrator.upgrade set state = 'retiring', retired_at = pg_catalog.clock_timestamp(), completed_at = case when $2 then completed_at end where id = $1",
         &[upgrade.id.into(), (upgrade.state == "complete").into()],
@@ -75,6 +56,37 @@ pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static
         &[pg_sys::Oid::from(table.relation.oid).into(), table.state.strangers.into()],
     )?;
     Ok("in batches")
+}
+
+fn in_state(table: &Upgraded, upgrade: &Registered, incomplete: bool) -> Result<(), Failure> {
+    let relation = table.relation.name.plain();
+    let (name, quoted) = (plain(&upgrade.name), literal(&relation));
+    if upgrade.state == "retiring" {
+        return Err(Failure::new(code::NOT_IN_STATE, format!("upgrade {name} of table {relation} is retired already"))
+            .detail("Rows that still have its name lose it in batches. Nothing was changed.")
+            .hint(format!("Let that end: call migrator.run_upgrades({quoted});")));
+    }
+    if upgrade.state != "complete" && !incomplete {
+        return Err(Failure::new(code::NOT_IN_STATE, format!("upgrade {name} of table {relation} is not complete"))
+            .detail("Rows that lack it would never get it. Nothing was changed.")
+            .hint(format!(
+                "Let it end: call migrator.run_upgrades({quoted}); or, if it should not have been registered: select migrator.retire_upgrade({quoted}, {}, incomplete => true);",
+                literal(&upgrade.name)
+            )));
+    }
+    Ok(())
+}
+
+fn still_complete(table: &Upgraded, upgrade: &Registered) -> Result<(), Failure> {
+    let Some(why) = rehearse(|| look::is_stale(table, upgrade))? else { return Ok(()) };
+    let relation = table.relation.name.plain();
+    let (name, quoted) = (plain(&upgrade.name), literal(&relation));
+    Err(Failure::new(code::NOT_IN_STATE, format!("upgrade {name} of table {relation} is not complete any more"))
+        .detail(format!("It was, but {why}. Rows that lack it would never get it. Nothing was changed."))
+        .hint(format!(
+            "Have them found and upgraded: select migrator.verify_upgrades({quoted}); call migrator.run_upgrades({quoted}); or, if that is meant: select migrator.retire_upgrade({quoted}, {}, incomplete => true);",
+            literal(&upgrade.name)
+        )))
 }
 
 /// Whether all names that rows have were registered here: the column was made here, and the last look at every row found no other.
