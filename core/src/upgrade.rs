@@ -53,6 +53,10 @@ pub struct Upgrade {
     /// An output is among its own inputs, and whoever registered it says that nobody writes the old shape any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_place: bool,
+    /// Of one in place, where its outputs are in the row (`pg_attribute.attnum`), in their order: what is written to one while it has
+    /// another name is in the new shape all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub numbers: Vec<i16>,
     /// A derived value could make an application's write fail (a unique key, a foreign key, a policy): only batches derive it.
     /// Not part of what is registered: it follows from the table as it is when a row is written.
     #[serde(skip)]
@@ -63,6 +67,11 @@ impl Upgrade {
     /// Application code does it; nothing behind it is applied to a row before its name is there.
     pub fn is_application(&self) -> bool {
         self.set.is_empty()
+    }
+
+    /// Its outputs are made anew from their inputs, so that nothing is lost with those that are there.
+    pub fn is_derived(&self) -> bool {
+        !self.is_application() && !self.in_place
     }
 
     /// The columns that it writes.

@@ -12,7 +12,6 @@ for_each_server!(
     partitions_with_rows_moving,
     rows_of_five_megabytes,
     outputs_of_half_a_megabyte,
-    two_in_place_on_one_column,
     the_upgrade_that_fails_is_blamed,
     rows_that_move_under_a_batch,
 );
@@ -254,28 +253,6 @@ async fn outputs_of_half_a_megabyte(server: Server) -> Result<()> {
     );
     ensure!(all > 100_000_000, "only {all} bytes of WAL were written in all: this test shows nothing");
     ensure!(most < 30_000_000, "one transaction wrote {most} bytes of WAL");
-    Ok(())
-}
-
-/// Each is applied once to what the one before made; what an application writes is in the new shape.
-async fn two_in_place_on_one_column(server: Server) -> Result<()> {
-    let database = server.database().await?;
-    let session = database.connect().await?;
-    session.run("create table twice (id int primary key, x int not null); insert into twice select g, g from generate_series(1, 300) g").await?;
-    for (name, expression) in [("double", "x * 2"), ("more", "x + 1")] {
-        session
-            .run(&format!("select migrator.register_upgrade('twice', '{name}', '{{\"x\": \"{expression}\"}}', safe_in_place => true)"))
-            .await?;
-    }
-    ensure!(
-        session.number("select count(*) from twice__current where x <> 2 * id + 1").await? == 0,
-        "the view shows something else"
-    );
-    session.run("update twice set x = 7 where id = 1; insert into twice values (1000, 2001)").await?;
-    let mut worker = Worker::new(&database, "twice", "w").await?;
-    worker.complete(&session).await?;
-    let wrong = session.number("select count(*) from twice where x <> case id when 1 then 7 else 2 * id + 1 end or applied_upgrades <> '{double,more}'").await?;
-    ensure!(wrong == 0, "{wrong} rows are wrong");
     Ok(())
 }
 

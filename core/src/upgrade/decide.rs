@@ -98,6 +98,7 @@ mod tests {
             outputs: vec![],
             settings: 0,
             in_place: false,
+            numbers: vec![],
             deferred: false,
         }
     }

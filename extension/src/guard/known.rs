@@ -16,7 +16,8 @@ use std::rc::Rc;
 /// A definition and the table it is for, as both are now.
 pub struct Known {
     pub definition: Definition,
-    /// Whether the table has all columns that it names. Where one was renamed or dropped nothing can be derived.
+    /// Whether the table has all columns that it names. Where one was renamed or dropped nothing can be derived; one that is upgraded in
+    /// place is known by its number then, to see what is written to it.
     pub fits: bool,
     /// Place of `applied_upgrades` in the row, from 0.
     pub marks: usize,
@@ -156,7 +157,13 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
             .upgrades
             .iter()
             .map(|upgrade| {
-                let outputs: Vec<usize> = upgrade.outputs().filter_map(place).collect();
+                let outputs: Vec<usize> = upgrade
+                    .outputs()
+                    .enumerate()
+                    .filter_map(|(number, name)| {
+                        place(name).or_else(|| renamed(row, *upgrade.numbers.get(number)?, &definition))
+                    })
+                    .collect();
                 Columns {
                     inputs: upgrade.inputs.iter().filter_map(place).collect(),
                     lost: !upgrade.inputs.iter().all(there),
@@ -199,6 +206,22 @@ pub unsafe fn place(row: pg_sys::TupleDesc, name: &Ident) -> Option<usize> {
             let column = &*attribute(row, *place);
             !column.attisdropped && text(column.attname.data.as_ptr()) == name.as_str().as_bytes()
         })
+    }
+}
+
+/// The place of a column that had this number, and has a name by now that no upgrade knows.
+unsafe fn renamed(row: pg_sys::TupleDesc, number: i16, definition: &Definition) -> Option<usize> {
+    let place = usize::try_from(number).ok()?.checked_sub(1)?;
+    // SAFETY: the caller's descriptor; the place is one of its columns.
+    unsafe {
+        if place >= usize::try_from((*row).natts).ok()? {
+            return None;
+        }
+        let column = &*attribute(row, place);
+        let name = text(column.attname.data.as_ptr());
+        let is_known = |known: &Ident| known.as_str().as_bytes() == name;
+        let mut known = definition.upgrades.iter().flat_map(|upgrade| upgrade.inputs.iter().chain(upgrade.outputs()));
+        (!column.attisdropped && !known.any(is_known) && !is_known(&Ident::from(COLUMN))).then_some(place)
     }
 }
 

@@ -122,7 +122,7 @@ impl<'a> Row<'a> {
                 Act::Leave => {
                     marks.clear(&upgrade.name);
                     barrier = true;
-                    outdated.extend((written.inputs && !upgrade.is_application()).then_some(place));
+                    outdated.extend((written.inputs && upgrade.is_derived()).then_some(place));
                 }
                 Act::Derive | Act::DeriveOthers => {
                     // SAFETY: the caller's.
@@ -141,7 +141,7 @@ impl<'a> Row<'a> {
                     } else {
                         marks.clear(&upgrade.name);
                         barrier = true;
-                        outdated.extend((written.inputs && !upgrade.is_application()).then_some(place));
+                        outdated.extend((written.inputs && upgrade.is_derived()).then_some(place));
                     }
                 }
             }

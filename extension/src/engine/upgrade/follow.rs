@@ -1,7 +1,7 @@
 //! Upgrades of a table that is changed: they go on with the table that the application uses.
 
-use super::complete;
 use super::table::{self, Upgraded};
+use super::{complete, install, numbers};
 use crate::catalog::definition::Column;
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
@@ -20,6 +20,13 @@ pub fn follow(from: u32, to: u32) -> Result<(), Failure> {
     // The rows are others: a rollback brings back those of before, which an upgrade by rewriting was never applied to.
     for upgrade in table::registered(to)?.iter().filter(|upgrade| upgrade.state != "retiring") {
         complete::not_any_more(upgrade.id)?;
+    }
+    let table = Relation::get(to)?;
+    if numbers::renew(&table)? {
+        // The exchange holds the table exclusively.
+        for statement in install::trigger(&table, &Upgraded::get(to)?.definition()?) {
+            spi::execute(&statement, &[])?;
+        }
     }
     spi::execute(
         "update migrator.upgrade_event set relation = $2 where relation = $1",

@@ -2,7 +2,7 @@
 
 use super::register::{self, Request, Wish};
 use super::table::{self, Upgraded};
-use super::{rewrite, view};
+use super::{numbers, rewrite, view};
 use crate::catalog::definition;
 use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
@@ -276,7 +276,8 @@ pub fn reinstall(table: &Upgraded) -> Result<bool, Failure> {
         return Err(failure.clone().detail("Nothing was changed."));
     }
     let key = if table::key_stands(table)? { table.key.clone() } else { table::key_of(&table.relation)? };
-    if table::renew_key(table.relation.oid, &key)? || off.is_some() {
+    let moved = numbers::renew(&table.relation)?;
+    if table::renew_key(table.relation.oid, &key)? || moved || off.is_some() {
         let what = format!("the guard of table {} could not be put back", table.relation.name.plain());
         apply(&table.again()?, &what, false, None)?;
     }

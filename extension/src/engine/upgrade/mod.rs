@@ -16,6 +16,7 @@ pub mod install;
 mod keyset;
 mod look;
 pub mod looked;
+mod numbers;
 pub mod register;
 pub mod retire;
 mod rewrite;

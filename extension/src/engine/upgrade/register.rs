@@ -2,6 +2,7 @@
 //! it was done. Nothing is written here.
 
 use super::look;
+use super::numbers;
 use super::table::{self, Registered};
 use crate::catalog::definition::{self, Column};
 use crate::catalog::expression::{self, Place, Shape, Type};
@@ -307,6 +308,7 @@ impl Reading<'_> {
             outputs,
             settings: 0,
             in_place: false,
+            numbers: vec![],
             deferred: false,
         }
     }
@@ -446,7 +448,8 @@ impl Reading<'_> {
             .detail("When an application that does not know of the upgrade writes that column, it cannot be told whether the value is an old or a new one. Nothing was changed.")
             .hint("Write to a column of its own; or, if nothing that runs writes old values any more, say so: safe_in_place => true."));
         }
-        Ok(Upgrade { in_place: true, ..upgrade })
+        let numbers = numbers::of(self.columns, &upgrade);
+        Ok(Upgrade { in_place: true, numbers, ..upgrade })
     }
 }
 
