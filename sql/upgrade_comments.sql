@@ -20,7 +20,7 @@ The column is added under ACCESS EXCLUSIVE and the guard, a trigger, under SHARE
 - batch_size, cleanup_batch_size: rows of a batch; sized by the time they take, if left out. The latter where nothing but retired names is left to take off.
 - target: what a batch should take, 200 ms if left out.
 - view_name: of the view, in the table's schema. `TABLE__current`, if left out.
-- strategy: `rows`: in batches. `rewrite`: by a change of the table, with the same expressions, which swaps by itself. `auto` chooses by the table's size, the part of its rows that lacks the upgrade and the free disk, tries whether such a change can be begun, and says which and why.
+- strategy: `rows`: in batches. `rewrite`: by a change of the table, with the same expressions, which swaps by itself. `auto` chooses by the table's size, the part of its rows that lacks the upgrade, the number of its indexes and the free disk, tries whether such a change can be begun, and says which and why.
 
 Errors: 42501 not the owner; 55000 no key; 42710 the name is taken, or rows still have it; 42703 no such column; 0A000 the table, an expression or the combination with another upgrade is not supported, by name; 22023 arguments that do not go together; 42P07, 42622 the view needs a name; 42804 types that do not fit; 55P03 the table was too busy for a lock.$$;
 
@@ -64,7 +64,7 @@ Errors: 42501 not the owner; 42704 no upgrades; 55000 an upgrade is not retired,
 -- Reading
 
 comment on function migrator.current(anyelement) is
-$$A row with all its pending upgrades applied, in their order, up to the first that fails or is left to application code. Nothing is written. The view of the table calls it for rows that are not done.
+$$A row with all its pending upgrades applied, in their order, up to the first that fails or is left to application code. Nothing is written. The view of the table calls it for rows that are not done, and shows in pending_upgrades what they lack even so.
 
 - row: a row of a table with upgrades: `select migrator.current(t) from article t`.
 

@@ -3,6 +3,7 @@
 //! The definitions travel in the arguments of the guard's trigger. So whoever has a table open has them, in every session
 //! and for every role, as of its own transaction, and no table is read while rows are written.
 
+pub mod choose;
 mod decide;
 mod marks;
 mod select;

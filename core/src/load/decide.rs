@@ -195,9 +195,10 @@ impl Look<'_> {
             if limit.off || limit.ignores(&lost.standby) || lost.seconds > limit.enter {
                 continue;
             }
-            // One that does not answer may be any time behind: that it is gone is not that it has no lag.
+            // One that does not answer may be any time behind: that it is gone is not that it has no lag. It is waited for as one
+            // that lags is, and not for ever: one that was taken away for good is expected no longer by then.
             let reason = format!("standby {} was streaming within the last {expected} and is gone", lost.standby);
-            self.raise(Signal::LostStandby, &lost.standby, QUARTER, reason);
+            self.raise(Signal::LostStandby, &lost.standby, Effect::Hold, reason);
             let longest = self.found.values.entry(Signal::LostStandby).or_insert(lost.seconds);
             *longest = longest.max(lost.seconds);
         }

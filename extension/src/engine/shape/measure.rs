@@ -23,6 +23,8 @@ pub struct Size {
     pub table: i64,
     /// Bytes of its indexes.
     pub indexes: i64,
+    /// Number of its indexes.
+    pub index_count: i64,
     /// The same two, for people.
     pub table_text: String,
     pub indexes_text: String,
@@ -35,6 +37,7 @@ impl Size {
             "select case when c.reltuples >= 0 then c.reltuples::pg_catalog.int8 end as rows, \
                pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::pg_catalog.int8 as blocks, \
                pg_catalog.pg_table_size(c.oid) as table, pg_catalog.pg_indexes_size(c.oid) as indexes, \
+               (select count(*) from pg_catalog.pg_index i where i.indrelid = c.oid) as index_count, \
                pg_catalog.pg_size_pretty(pg_catalog.pg_table_size(c.oid)) as table_text, \
                pg_catalog.pg_size_pretty(pg_catalog.pg_indexes_size(c.oid)) as indexes_text \
              from pg_catalog.pg_class c where c.oid = $1",

@@ -11,9 +11,9 @@ use crate::catalog::{role, spi};
 use crate::engine::shape::{self, Session, measure};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal, plain};
-use migrator_core::load::Unit;
 use migrator_core::state::State;
 use migrator_core::upgrade::COLUMN;
+use migrator_core::upgrade::choose::{self, Costs};
 use pgrx::pg_sys;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -35,11 +35,6 @@ impl Chosen {
         if self.rewrite { "rewrite" } else { "rows" }
     }
 }
-
-/// Below so many bytes neither way takes long, and batches need nothing beside them.
-const SMALL: i64 = 64 << 20;
-/// Where fewer rows than this lack it, batches write less than a new table is.
-const MOST: f64 = 0.5;
 
 /// Chooses what was asked for, or by the table's size, its indexes, the rows that lack it and the room there is.
 pub fn choose(request: &Request, wish: &Wish) -> Result<Chosen, Failure> {
@@ -63,38 +58,21 @@ pub fn choose(request: &Request, wish: &Wish) -> Result<Chosen, Failure> {
         return Ok(Chosen::rows(format!("a rewrite is not possible: {why}")));
     }
     let size = measure::Size::of(&wish.relation)?;
-    let whole = size.table + size.indexes;
-    let text = |bytes: i64| Unit::Bytes.text(bytes as f64);
-    if whole < SMALL {
-        return Ok(Chosen::rows(format!("table and indexes are less than {}, which batches write soon", text(SMALL))));
+    let bytes = size.table + size.indexes;
+    if let Some(why) = choose::is_small(bytes) {
+        return Ok(Chosen::rows(why));
     }
     let (share, seen) =
         if wish.adds_column { (1.0, "all rows lack it".to_owned()) } else { lacking(request, wish, size.blocks)? };
-    if share < MOST {
-        return Ok(Chosen::rows(format!("{seen}, and batches write only those")));
+    let free = measure::free(&wish.relation)?.0;
+    let why = match choose::choose(&Costs { bytes, indexes: size.index_count, share, free }, &seen) {
+        Err(why) => return Ok(Chosen::rows(why)),
+        Ok(why) => why,
+    };
+    match obstacle(request, wish)? {
+        Some(obstacle) => Ok(Chosen::rows(format!("{seen}, but a rewrite is not possible: {obstacle}"))),
+        None => Ok(Chosen { rewrite: true, why }),
     }
-    // The new table and its indexes, and as much WAL again; and half of what is free stays so.
-    let needed = whole * 2;
-    match measure::free(&wish.relation)?.0 {
-        Some(free) if free > needed * 2 => {}
-        Some(_) => {
-            let why = format!(
-                "{seen}, but written anew the table would take more than half of the free disk: {}",
-                text(needed)
-            );
-            return Ok(Chosen::rows(why));
-        }
-        None => return Ok(Chosen::rows("how much disk is free cannot be told")),
-    }
-    if let Some(why) = obstacle(request, wish)? {
-        return Ok(Chosen::rows(format!("{seen}, but a rewrite is not possible: {why}")));
-    }
-    Ok(Chosen {
-        rewrite: true,
-        why: format!(
-            "{seen}, and the disk has room: table and indexes are written once and in order, where batches would write each row and its index entries by themselves"
-        ),
-    })
 }
 
 /// Which part of the rows lacks the name, by a sample, and that in words.

@@ -217,7 +217,7 @@ fn select(table: &Relation, definition: &Definition, before: Option<&[Ident]>) -
                 format!("'{{}}'::pg_catalog.text[] as {name}")
             }
             name if *name == pending => {
-                format!("case when {done} then '{{}}'::pg_catalog.text[] else migrator.pending(l) end as {name}")
+                format!("case when {done} then '{{}}'::pg_catalog.text[] else migrator.pending(migrator.current(l)) end as {name}")
             }
             name if written(name) => {
                 format!("case when {done} then l.{name} else (migrator.current(l)).{name} end as {name}")

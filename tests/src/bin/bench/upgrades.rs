@@ -165,7 +165,9 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
         register(session, "blocks", "content2", EXPRESSION).await?;
         register(session, "words", "words", "length(content)").await?;
         register(session, "slug", "slug", "lower(replace(headline, ' ', '-'))").await?;
-        three.push(sweep(database, 1).await?.seconds);
+        let swept = sweep(database, 1).await?;
+        three.push(swept.seconds);
+        longest = longest.max(swept.longest);
         check(session).await?;
 
         fresh(session, rows).await?;
@@ -180,7 +182,8 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
         );
     }
     let (one_by_one, sample) = one_by_one(session, rows).await?;
-    let (with, without) = guarded(database, session, wishes).await?;
+    let (before, after) = as_wide_as_before(database, session, rows).await?;
+    let [(with, without), (derived, by_hand)] = guarded(database, session, wishes).await?;
     let seconds = |name, ours: &[f64], theirs: &[f64], limit, note: String| Line {
         name,
         ours: median(ours),
@@ -203,7 +206,7 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
             &one,
             &looped,
             f64::INFINITY,
-            "keyset batches of 5,000, FOR NO KEY UPDATE SKIP LOCKED".into(),
+            "keyset batches of 5,000, FOR NO KEY UPDATE SKIP LOCKED, commits that do not wait for the disk".into(),
         ),
         Line {
             name: "rows a second / one by one with LIMIT",
@@ -220,7 +223,7 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
             theirs: None,
             unit: "ms",
             limit: 250.0,
-            note: "of all rounds, one worker and two".into(),
+            note: "of all rounds: one worker, two, and three upgrades".into(),
         },
         Line {
             name: "last batch / first batch, a row",
@@ -243,6 +246,14 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
             ),
         },
         Line {
+            name: "heap after / before, the name alone added",
+            ours: after / MEGA,
+            theirs: Some(before / MEGA),
+            unit: "MB",
+            limit: 1.35,
+            note: "an upgrade in place; VACUUM beside it".into(),
+        },
+        Line {
             name: "WAL a row / of one UPDATE",
             ours: median(&one_wal),
             theirs: Some(median(&single_wal)),
@@ -257,6 +268,14 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
             unit: "µs",
             limit: 1.1,
             note: "by pgbench, one client, in turn; a column that no upgrade reads".into(),
+        },
+        Line {
+            name: "UPDATE of an input, output by guard / by the statement",
+            ours: derived,
+            theirs: Some(by_hand),
+            unit: "µs",
+            limit: f64::INFINITY,
+            note: "the same; without the guard the statement writes both columns".into(),
         },
     ])
 }
@@ -290,7 +309,10 @@ async fn keyset_loop(session: &Session) -> Result<()> {
              end $$"
         ))
         .await?;
+    // As our batches do.
+    session.run("set synchronous_commit = off").await?;
     session.run("call by_hand()").await?;
+    session.run("reset synchronous_commit").await?;
     Ok(())
 }
 
@@ -311,33 +333,56 @@ async fn one_by_one(session: &Session, rows: i64) -> Result<(f64, i64)> {
              end $$"
         ))
         .await?;
+    session.run("set synchronous_commit = off").await?;
     let (seconds, ()) = timed(async { Ok(session.run("call one_by_one()").await.map(|_| ())?) }).await?;
+    session.run("reset synchronous_commit").await?;
     Ok((sample as f64 / seconds, sample))
 }
 
-/// Microseconds of an UPDATE of one row with and without the guard.
-async fn guarded(database: &Database, session: &Session, wishes: &Wishes) -> Result<(f64, f64)> {
+/// The heap before and after an upgrade that gives rows nothing but its name.
+async fn as_wide_as_before(database: &Database, session: &Session, rows: i64) -> Result<(f64, f64)> {
+    fresh(session, rows).await?;
+    let before = heap(session).await?;
+    session
+        .run("select migrator.register_upgrade('article', 'other', '{\"live\": \"not live\"}', safe_in_place => true)")
+        .await?;
+    sweep(database, 1).await?;
+    Ok((before, heap(session).await?))
+}
+
+/// Microseconds of an UPDATE of one row with and without the guard: of a column that no upgrade reads, and of one that an output is made
+/// from, which without it the statement writes itself.
+async fn guarded(database: &Database, session: &Session, wishes: &Wishes) -> Result<[(f64, f64); 2]> {
+    const INPUT: &str = "content = 'content of ' || :id";
     fresh(session, 100_000).await?;
     register(session, "blocks", "content2", EXPRESSION).await?;
     session.run("call migrator.run_upgrades('article')").await?;
     session.run("vacuum (freeze, analyze) article").await?;
     session.run("alter table article set (fillfactor = 50)").await?;
     session.run("vacuum full article").await?;
-    let (mut with, mut without) = (vec![], vec![]);
+    let both = format!("{INPUT}, content2 = to_jsonb('content of ' || :id)");
+    let (mut with, mut without, mut derived, mut by_hand) = (vec![], vec![], vec![], vec![]);
     for _ in 0..wishes.rounds.max(3) * 2 {
         for guarded in [true, false] {
             let verb = if guarded { "enable always" } else { "disable" };
             session.run(&format!("alter table article {verb} trigger \"~migrator_guard\"")).await?;
-            let seconds = by_pgbench(database).await?;
-            if guarded { with.push(seconds) } else { without.push(seconds) }
+            let seconds = by_pgbench(database, "live = not live").await?;
+            if guarded {
+                with.push(seconds)
+            } else {
+                without.push(seconds)
+            }
+            let seconds = by_pgbench(database, if guarded { INPUT } else { &both }).await?;
+            if guarded { derived.push(seconds) } else { by_hand.push(seconds) }
         }
     }
-    Ok((median(&with), median(&without)))
+    Ok([(median(&with), median(&without)), (median(&derived), median(&by_hand))])
 }
 
-async fn by_pgbench(database: &Database) -> Result<f64> {
+async fn by_pgbench(database: &Database, set: &str) -> Result<f64> {
     let script = tempfile::NamedTempFile::new()?;
-    std::fs::write(script.path(), "\\set id random(1, 100000)\nupdate article set live = not live where id = :id;\n")?;
+    let update = format!("\\set id random(1, 100000)\nupdate article set {set} where id = :id;\n");
+    std::fs::write(script.path(), update)?;
     let mut command = postgresql(database, "pgbench");
     command
         .env("PGOPTIONS", "-c synchronous_commit=off")
