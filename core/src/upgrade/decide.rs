@@ -26,6 +26,8 @@ pub struct Written {
     pub inputs: bool,
     /// Whether an output changed.
     pub outputs: bool,
+    /// Whether all of them did.
+    pub all: bool,
 }
 
 /// What is to be done.
@@ -47,7 +49,8 @@ pub fn decide(upgrade: &Upgrade, row: Row, written: Written, in_batch: bool) -> 
         return application(upgrade, row, written);
     }
     if upgrade.in_place {
-        return in_place(row, written);
+        let act = in_place(row, written);
+        return if upgrade.deferred && !in_batch && act == Act::Derive { Act::Leave } else { act };
     }
     let act = match row {
         // Born with the name by the column's default, and yet written by somebody who does not know of it: what is at its
@@ -61,6 +64,10 @@ pub fn decide(upgrade: &Upgrade, row: Row, written: Written, in_batch: bool) -> 
         Row::Updated if written.inputs => Act::Derive,
         Row::Updated => Act::DeriveOthers,
     };
+    if act == Act::DeriveOthers && written.all {
+        // Nothing is left to derive, now or by a batch.
+        return Act::Keep;
+    }
     if upgrade.deferred && !in_batch && act != Act::Keep { deferred(row, written) } else { act }
 }
 
@@ -109,7 +116,7 @@ mod tests {
     }
 
     fn updated(upgrade: &Upgrade, had: bool, has: bool, inputs: bool, outputs: bool) -> Act {
-        decide(upgrade, Row::Updated, Written { had, has, inputs, outputs }, false)
+        decide(upgrade, Row::Updated, Written { had, has, inputs, outputs, all: false }, false)
     }
 
     #[test]
@@ -139,7 +146,7 @@ mod tests {
     fn a_new_row_gets_what_nobody_wrote() {
         let upgrade = upgrade(true);
         for has in [false, true] {
-            let written = Written { had: false, has, inputs: true, outputs: false };
+            let written = Written { had: false, has, inputs: true, outputs: false, all: false };
             assert_eq!(decide(&upgrade, Row::New, written, false), Act::DeriveOthers);
         }
     }
@@ -160,7 +167,7 @@ mod tests {
         assert_eq!(updated(&code(), false, true, true, true), Act::Keep, "all of it written together");
         assert_eq!(updated(&upgrade(false), false, true, true, false), Act::Keep, "no outputs are declared");
         assert_eq!(updated(&upgrade(false), true, true, true, false), Act::Leave);
-        let written = Written { had: false, has: true, inputs: true, outputs: false };
+        let written = Written { had: false, has: true, inputs: true, outputs: false, all: false };
         assert_eq!(decide(&code(), Row::New, written, false), Act::Keep, "born with the name");
     }
 
@@ -175,8 +182,32 @@ mod tests {
         );
         assert_eq!(updated(&upgrade, false, false, false, false), Act::Derive);
         assert_eq!(updated(&upgrade, false, false, true, true), Act::Keep, "a new value is in the new shape");
-        let written = Written { had: false, has: false, inputs: true, outputs: true };
+        let written = Written { had: false, has: false, inputs: true, outputs: true, all: true };
         assert_eq!(decide(&upgrade, Row::New, written, false), Act::Keep);
+    }
+
+    #[test]
+    fn whoever_writes_all_outputs_is_believed() {
+        let written = |inputs| Written { had: false, has: false, inputs, outputs: true, all: true };
+        for deferred in [false, true] {
+            let upgrade = Upgrade { deferred, ..upgrade(true) };
+            assert_eq!(decide(&upgrade, Row::New, written(true), false), Act::Keep);
+            assert_eq!(decide(&upgrade, Row::Updated, written(false), false), Act::Keep);
+        }
+        assert_eq!(
+            decide(&upgrade(true), Row::Updated, written(true), false),
+            Act::Derive,
+            "of inputs that were others"
+        );
+    }
+
+    #[test]
+    fn in_place_is_deferred_like_others() {
+        let upgrade = Upgrade { in_place: true, deferred: true, ..upgrade(true) };
+        let written = Written { had: false, has: false, inputs: false, outputs: false, all: false };
+        assert_eq!(decide(&upgrade, Row::Updated, written, false), Act::Leave);
+        assert_eq!(decide(&upgrade, Row::Updated, written, true), Act::Derive);
+        assert_eq!(updated(&upgrade, true, false, false, false), Act::Keep);
     }
 
     #[test]
@@ -184,7 +215,7 @@ mod tests {
         let upgrade = Upgrade { deferred: true, ..upgrade(true) };
         assert_eq!(updated(&upgrade, true, true, true, false), Act::Leave);
         assert_eq!(updated(&upgrade, true, true, false, true), Act::Keep);
-        let written = Written { had: false, has: false, inputs: false, outputs: false };
+        let written = Written { had: false, has: false, inputs: false, outputs: false, all: false };
         assert_eq!(decide(&upgrade, Row::Updated, written, false), Act::Leave);
         assert_eq!(decide(&upgrade, Row::Updated, written, true), Act::DeriveOthers);
     }

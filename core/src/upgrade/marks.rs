@@ -1,5 +1,8 @@
 //! The names in a row's `applied_upgrades`.
 
+/// Begins what stands among the names of a row on its way from one partition to another.
+const OUTDATED: &str = "~migrator outdated ";
+
 /// A row's names, in the order in which they were found: no NULL, none twice, whatever dimensions the array had.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Marks(Vec<String>);
@@ -35,6 +38,19 @@ impl Marks {
         self.0.retain(|mark| mark != name);
     }
 
+    /// Notes that the outputs of an upgrade are those of inputs that the row has not got any more, for whoever stores it next.
+    pub fn set_outdated(&mut self, upgrade: i64) {
+        self.set(&format!("{OUTDATED}{upgrade}"));
+    }
+
+    /// Takes these notes off, and gives the upgrades.
+    pub fn take_outdated(&mut self) -> Vec<i64> {
+        let noted =
+            self.0.iter().filter_map(|mark| mark.strip_prefix(OUTDATED)).filter_map(|id| id.parse().ok()).collect();
+        self.0.retain(|mark| !mark.starts_with(OUTDATED));
+        noted
+    }
+
     /// The names.
     pub fn names(&self) -> &[String] {
         &self.0
@@ -44,6 +60,17 @@ impl Marks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn notes_of_outdated_outputs_are_no_names() {
+        let mut marks = Marks::default();
+        marks.set("a");
+        marks.set_outdated(5);
+        marks.set_outdated(7);
+        assert_eq!(marks.take_outdated(), [5, 7]);
+        assert_eq!(marks.names(), ["a"]);
+        assert_eq!(marks.take_outdated(), Vec::<i64>::new());
+    }
 
     #[test]
     fn what_is_no_name_goes_and_what_is_unknown_stays() {

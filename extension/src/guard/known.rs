@@ -1,5 +1,6 @@
 //! What this session knows of a table's guard: the definition, read once, and where its columns are.
 
+use super::defaults::{self, Unwritten};
 use super::marks::Written;
 use super::refuses::{self, Refusals};
 use crate::catalog::bulk::attribute;
@@ -23,13 +24,16 @@ pub struct Known {
     pub marks: usize,
     /// Whether a CHECK or an index of the table looks at that column: then a row is tried with the names that it gets.
     pub tries_marks: bool,
+    /// Whether anything may refuse a row for its names: then none is set but with values that were tried.
+    pub refuses_marks: bool,
     /// For each upgrade.
     pub columns: Vec<Columns>,
     /// For each upgrade, its expressions, prepared at first use.
     trees: RefCell<Vec<Option<Vec<*mut pg_sys::Expr>>>>,
     /// The names that a row got last.
     written: Written,
-    /// The tables that this one is a partition of: what they refuse counts in `Columns::refusals`.
+    /// The tables that this one is a partition of: what they refuse counts in `Columns::refusals`, and their defaults in
+    /// `Columns::defaults`.
     above: Vec<pg_sys::Oid>,
     /// Where the trees and the array of those names are.
     context: pg_sys::MemoryContext,
@@ -46,14 +50,6 @@ pub struct Columns {
     pub defaults: Vec<Unwritten>,
     /// What may refuse its outputs. The relation cache's entry changes with indexes and constraints, and with it this.
     pub refusals: Refusals,
-}
-
-/// The value of a column that an INSERT leaves out.
-pub enum Unwritten {
-    Null,
-    Constant(pg_sys::Datum),
-    /// An expression: what was not written cannot be told from what was.
-    Unknown,
 }
 
 impl Drop for Known {
@@ -153,6 +149,7 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
             pg_sys::ALLOCSET_SMALL_INITSIZE as pg_sys::Size,
             pg_sys::ALLOCSET_DEFAULT_MAXSIZE as pg_sys::Size,
         );
+        let above = refuses::above(table);
         let columns = definition
             .upgrades
             .iter()
@@ -167,7 +164,7 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
                 Columns {
                     inputs: upgrade.inputs.iter().filter_map(place).collect(),
                     lost: !upgrade.inputs.iter().all(there),
-                    defaults: outputs.iter().map(|output| unwritten(table, *output, context)).collect(),
+                    defaults: outputs.iter().map(|output| defaults::of(table, &above, *output, context)).collect(),
                     refusals: refuses::of(table, &outputs),
                     outputs,
                 }
@@ -177,14 +174,16 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
             upgrade.deferred = columns.refusals.any || !fits;
         }
         let trees = RefCell::new(vec![None; definition.upgrades.len()]);
-        let above = refuses::above(table);
         let indexed = columns.iter().any(|columns| columns.refusals.long.iter().flatten().any(|place| *place == marks));
         let tries_marks = indexed || refuses::is_checked(table, marks);
+        let of_marks = refuses::of(table, &[]);
+        let refuses_marks = tries_marks || of_marks.any || !of_marks.long.is_empty();
         Some(Known {
             definition,
             fits,
             marks,
             tries_marks,
+            refuses_marks,
             columns,
             trees,
             written: Written::default(),
@@ -228,29 +227,6 @@ unsafe fn renamed(row: pg_sys::TupleDesc, number: i16, definition: &Definition) 
 unsafe fn text<'a>(name: *const c_char) -> &'a [u8] {
     // SAFETY: a NUL-terminated name of the catalog.
     unsafe { CStr::from_ptr(name) }.to_bytes()
-}
-
-unsafe fn unwritten(table: pg_sys::Relation, place: usize, context: pg_sys::MemoryContext) -> Unwritten {
-    // SAFETY: build_column_default() (rewriteHandler.c) gives a new tree, or NULL where there is no default.
-    unsafe {
-        let number = i32::try_from(place).expect("a table's columns") + 1;
-        let default = pg_sys::build_column_default(table, number);
-        if default.is_null() {
-            return Unwritten::Null;
-        }
-        // Nothing is folded here: that would run functions of others as whoever writes the row.
-        if (*default).type_ != pg_sys::NodeTag::T_Const {
-            return Unwritten::Unknown;
-        }
-        let constant = &*default.cast::<pg_sys::Const>();
-        if constant.constisnull {
-            return Unwritten::Null;
-        }
-        let previous = pg_sys::MemoryContextSwitchTo(context);
-        let kept = super::image::copy(constant.constvalue, constant.constbyval, i32::from(constant.constlen as i16));
-        pg_sys::MemoryContextSwitchTo(previous);
-        Unwritten::Constant(kept)
-    }
 }
 
 impl Known {

@@ -5,6 +5,7 @@
 //! upgrade fails, the row stays as it was written, without the name, and the failure is noted.
 
 mod current;
+mod defaults;
 mod failed;
 mod image;
 mod known;

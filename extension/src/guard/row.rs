@@ -1,7 +1,8 @@
 //! One row that is written or read, and its upgrades.
 
+use super::defaults::Unwritten;
 use super::image;
-use super::known::{Known, Unwritten};
+use super::known::Known;
 use super::marks;
 use super::run::{self, Busy, Run};
 use crate::catalog::attempt::attempt;
@@ -65,6 +66,8 @@ pub struct Row<'a> {
     /// As it is written, and then as it becomes.
     pub new: Values,
     pub changed: Vec<usize>,
+    /// Upgrades whose outputs nobody wrote: a new row that comes from another partition has them from there.
+    outdated: Vec<i64>,
     pub failed: Option<Failed>,
     /// What the derived values lie with. An upgrade that fails has its statement evaluate with another from the next row on.
     run: Option<(Rc<Run>, Busy)>,
@@ -78,7 +81,7 @@ impl<'a> Row<'a> {
         old: Option<Values>,
         new: Values,
     ) -> Self {
-        Self { table, known, applier, old, new, changed: vec![], failed: None, run: None }
+        Self { table, known, applier, old, new, changed: vec![], outdated: vec![], failed: None, run: None }
     }
 
     /// Applies what there is to apply. Afterwards `changed` lists the columns that differ from what was written.
@@ -96,13 +99,17 @@ impl<'a> Row<'a> {
         };
         let had = had.as_ref().unwrap_or(&before);
         let mut marks = before.clone();
+        // What the guard of the partition that it comes from had to leave.
+        let outdated = marks.take_outdated();
+        if self.old.is_none() {
+            self.outdated = outdated;
+        }
         for name in &known.definition.retired {
             marks.clear(name);
         }
         let mut barrier = false;
         let mut applied = 0;
-        // Upgrades whose outputs are those of inputs that the row has not got any more.
-        let mut outdated = vec![];
+        let mut left = vec![];
         for place in 0..known.definition.upgrades.len() {
             let upgrade = &known.definition.upgrades[place];
             // SAFETY: the caller's.
@@ -117,12 +124,20 @@ impl<'a> Row<'a> {
             if matches!(self.applier, Applier::Batch { limit } if applied >= limit) && derives(act) {
                 act = Act::Leave;
             }
+            if act == Act::Keep
+                && !safe
+                && !upgrade.is_application()
+                && known.refuses_marks
+                && !before.has(&upgrade.name)
+            {
+                act = Act::Leave;
+            }
             match act {
                 Act::Keep => marks.set(&upgrade.name),
                 Act::Leave => {
                     marks.clear(&upgrade.name);
                     barrier = true;
-                    outdated.extend((written.inputs && upgrade.is_derived()).then_some(place));
+                    left.extend(upgrade.is_derived().then_some(upgrade.id));
                 }
                 Act::Derive | Act::DeriveOthers => {
                     // SAFETY: the caller's.
@@ -141,13 +156,16 @@ impl<'a> Row<'a> {
                     } else {
                         marks.clear(&upgrade.name);
                         barrier = true;
-                        outdated.extend((written.inputs && upgrade.is_derived()).then_some(place));
+                        left.extend(upgrade.is_derived().then_some(upgrade.id));
                     }
                 }
             }
         }
+        // Outputs that a batch would have made anew must not pass for what the writer gave where it goes: a note goes with them.
         // SAFETY: the caller's.
-        unsafe { self.forget_outdated(&outdated) };
+        if !left.is_empty() && unsafe { self.moves() } {
+            left.into_iter().for_each(|upgrade| marks.set_outdated(upgrade));
+        }
         if marks != before || !clean {
             self.new.values[known.marks] = known.array(marks);
             self.new.nulls[known.marks] = false;
@@ -156,35 +174,14 @@ impl<'a> Row<'a> {
         Ok(())
     }
 
-    /// A row that moves to another partition with this statement is a new row there, of which nobody can tell any more that its inputs
-    /// changed: its old outputs would pass for what the writer gave. So they go; they are in the way of nothing, for the row is
-    /// not stored here.
-    unsafe fn forget_outdated(&mut self, upgrades: &[usize]) {
-        // SAFETY: the caller's open relation, and places of this row.
+    /// Whether it is stored in another partition than it was: as a new row, of which nobody can tell any more what changed.
+    unsafe fn moves(&self) -> bool {
+        // SAFETY: the caller's open relation.
         unsafe {
             let may_move = self.old.is_some() && (*(*self.table).rd_rel).relispartition;
-            if upgrades.is_empty() || !may_move || self.applier == Applier::Reader {
-                return;
-            }
-            let run = run::of(self.table, self.known);
-            if run.stays(&self.new.values, &self.new.nulls) {
-                return;
-            }
-            for upgrade in upgrades {
-                let columns = &self.known.columns[*upgrade];
-                for (place, default) in columns.outputs.iter().zip(&columns.defaults) {
-                    if self.changed.contains(place) || self.is_changed(*place) {
-                        continue;
-                    }
-                    let (value, null) = match default {
-                        Unwritten::Null => (pg_sys::Datum::from(0_usize), true),
-                        Unwritten::Constant(value) => (*value, false),
-                        Unwritten::Unknown => continue,
-                    };
-                    (self.new.values[*place], self.new.nulls[*place]) = (value, null);
-                    self.changed.push(*place);
-                }
-            }
+            may_move
+                && self.applier != Applier::Reader
+                && !run::of(self.table, self.known).stays(&self.new.values, &self.new.nulls)
         }
     }
 
@@ -211,21 +208,15 @@ impl<'a> Row<'a> {
     /// What the statement, and the upgrades before this one, did to its columns.
     unsafe fn written(&self, upgrade: usize, had: bool, has: bool) -> Written {
         let columns = &self.known.columns[upgrade];
+        // By the statement itself: what an upgrade before this one made of a column says nothing of the writer.
+        let written = |place: usize| {
+            // SAFETY: a place of this row.
+            !self.changed.contains(&columns.outputs[place]) && unsafe { self.is_output_changed(upgrade, place, has) }
+        };
+        let count = (0..columns.outputs.len()).filter(|place| written(*place)).count();
         // SAFETY: places of columns of this row.
-        unsafe {
-            Written {
-                had,
-                has,
-                inputs: columns.lost || columns.inputs.iter().any(|place| self.is_changed(*place)),
-                // By the statement itself: what an upgrade before this one made of a column says nothing of the writer.
-                outputs: columns
-                    .outputs
-                    .iter()
-                    .zip(&columns.defaults)
-                    .filter(|(place, _)| !self.changed.contains(*place))
-                    .any(|(place, default)| self.is_output_changed(*place, default, has)),
-            }
-        }
+        let inputs = columns.lost || unsafe { columns.inputs.iter().any(|place| self.is_changed(*place)) };
+        Written { had, has, inputs, outputs: count > 0, all: count > 0 && count == columns.outputs.len() }
     }
 
     unsafe fn is_changed(&self, place: usize) -> bool {
@@ -236,15 +227,22 @@ impl<'a> Row<'a> {
         }
     }
 
-    unsafe fn is_output_changed(&self, place: usize, default: &Unwritten, has: bool) -> bool {
+    /// Of an output of an upgrade, by its number.
+    unsafe fn is_output_changed(&self, upgrade: usize, number: usize, has: bool) -> bool {
+        let columns = &self.known.columns[upgrade];
+        let place = columns.outputs[number];
         if self.old.is_some() {
             // SAFETY: a place of this row.
             return unsafe { self.is_changed(place) };
         }
-        match default {
-            Unwritten::Null => !self.new.nulls[place],
-            // SAFETY: the default was coerced to the column's type.
-            Unwritten::Constant(value) => unsafe { !self.same(place, Some(*value), self.new.get(place)) },
+        if self.new.nulls[place] || self.outdated.contains(&self.known.definition.upgrades[upgrade].id) {
+            return false;
+        }
+        match &columns.defaults[number] {
+            // SAFETY: defaults are of the column's type.
+            Unwritten::Constants(values) => {
+                !values.iter().any(|value| unsafe { self.same(place, Some(*value), self.new.get(place)) })
+            }
             Unwritten::Unknown => has,
         }
     }
@@ -272,13 +270,11 @@ impl<'a> Row<'a> {
     ) -> Result<bool, Failure> {
         let known = self.known;
         let definition = &known.definition.upgrades[upgrade];
-        let places: Vec<usize> = known.columns[upgrade]
-            .outputs
-            .iter()
-            .zip(&known.columns[upgrade].defaults)
+        let outputs = &known.columns[upgrade].outputs;
+        let places: Vec<usize> = (0..outputs.len())
             // SAFETY: places of this row.
-            .filter(|(place, default)| act == Act::Derive || unsafe { !self.is_output_changed(**place, default, has) })
-            .map(|(place, _)| *place)
+            .filter(|number| act == Act::Derive || unsafe { !self.is_output_changed(upgrade, *number, has) })
+            .map(|number| outputs[number])
             .collect();
         // SAFETY: the caller's.
         let outcome = unsafe {
