@@ -1,5 +1,13 @@
 -- The truth about every change. Written only by the extension's functions; read through migrator.status and migrator.log.
 
+do $$
+begin
+    if getdatabaseencoding() <> 'UTF8' then
+        raise exception 'database % has the encoding %, and migrator needs UTF8', current_database(), getdatabaseencoding()
+            using errcode = 'feature_not_supported', detail = 'Texts of other encodings could not be read where rows are written. Nothing was changed.';
+    end if;
+end $$;
+
 create table migrator.change (
     id           bigint generated always as identity primary key,
     kind         text not null default 'table' check (kind in ('table')),

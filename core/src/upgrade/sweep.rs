@@ -236,6 +236,17 @@ impl Table<'_> {
         )
     }
 
+    /// Whether any row has a name that is none of these: `found`.
+    #[must_use]
+    pub fn any_other<'b>(&self, names: impl Iterator<Item = &'b str>) -> String {
+        format!(
+            "select exists (select from {} l where not coalesce(l.{} <@ array[{}]::pg_catalog.text[], true)) as found",
+            self.name,
+            Ident::from(COLUMN),
+            names.map(literal).collect::<Vec<_>>().join(", ")
+        )
+    }
+
     /// A row by its key ($1, a jsonb array of texts): `row`, and its name as everywhere, `key`; both JSON as text.
     #[must_use]
     pub fn row(&self) -> String {

@@ -68,8 +68,12 @@ pub struct Run {
 }
 
 thread_local! {
-    static LAST: RefCell<Option<Rc<Run>>> = const { RefCell::new(None) };
+    /// Those of the last statement: rows that come through a partitioned table are of one partition and another.
+    static RUNS: RefCell<Vec<Rc<Run>>> = const { RefCell::new(Vec::new()) };
 }
+
+/// Partitions for which a statement keeps what it evaluates with.
+const KEPT: usize = 64;
 
 /// The run of this statement for this table.
 ///
@@ -79,24 +83,27 @@ pub unsafe fn of(table: pg_sys::Relation, known: &Rc<Known>) -> Rc<Run> {
     let statement = Statement::now();
     // SAFETY: the caller's relation.
     let oid = unsafe { (*table).rd_id.to_u32() };
-    let fits = |run: &Rc<Run>| run.statement == statement && run.table == oid && Rc::ptr_eq(&run.known, known);
-    let last = LAST.with_borrow(|last| last.clone());
-    if let Some(run) = last.as_ref().filter(|run| fits(run) && !run.busy.get()) {
+    let fits = |run: &&Rc<Run>| run.table == oid && Rc::ptr_eq(&run.known, known);
+    let is_old = RUNS.with_borrow(|runs| runs.len() >= KEPT || runs.iter().any(|run| run.statement != statement));
+    if is_old {
+        // Dropped only when they are borrowed no more: a busy one stays with its row.
+        forget();
+    }
+    let found = RUNS.with_borrow(|runs| runs.iter().find(fits).cloned());
+    if let Some(run) = found.as_ref().filter(|run| !run.busy.get()) {
         return run.clone();
     }
-    if last.is_some_and(|run| run.busy.get()) {
-        // SAFETY: see Run::begin(). This one lives for one row.
-        return Rc::new(unsafe { Run::begin(statement, table, known.clone()) });
-    }
-    // SAFETY: see Run::begin().
+    // SAFETY: see Run::begin(). Where the other one is busy, this one lives for one row.
     let run = Rc::new(unsafe { Run::begin(statement, table, known.clone()) });
-    LAST.replace(Some(run.clone()));
+    if found.is_none() {
+        RUNS.with_borrow_mut(|runs| runs.push(run.clone()));
+    }
     run
 }
 
 /// Forgets the compiled expressions: one of them ended in the middle of something.
 pub fn forget() {
-    LAST.replace(None);
+    drop(RUNS.take());
 }
 
 /// A row in the hands of a run.

@@ -192,7 +192,7 @@ impl<'a> Batch<'a> {
     fn one(&self, key: Key, done: &mut Done) -> Result<(), Failure> {
         let sql = self.keyset.table().write_keys();
         let keys = vec![key];
-        match self.attempt(usize::MAX, &sql, Some(&keys)) {
+        match self.attempt_row(usize::MAX, &sql, &keys) {
             Ok(counts) if counts.locked == 0 => done.skipped.extend(keys),
             Ok(counts) if counts.written == 0 => {
                 let table = self.table.relation.name.plain();
@@ -202,7 +202,7 @@ impl<'a> Batch<'a> {
                 done.failed += 1;
             }
             Ok(_) => done.written += 1,
-            Err(failure) if in_other_hands(&failure) => done.skipped.extend(keys),
+            Err(failure) if is_locked(&failure) => done.skipped.extend(keys),
             Err(failure) => {
                 self.of_a_row(failure)?;
                 self.as_far_as_it_goes(&keys, &sql, done)?;
@@ -215,14 +215,14 @@ impl<'a> Batch<'a> {
     fn as_far_as_it_goes(&self, keys: &[Key], sql: &str, done: &mut Done) -> Result<(), Failure> {
         // What a turn has applied is the row's: the next one applies one more.
         for _ in &self.definition.upgrades {
-            match self.attempt(1, sql, Some(keys)) {
+            match self.attempt_row(1, sql, keys) {
                 Ok(counts) if counts.locked == 0 => {
                     done.skipped.extend_from_slice(keys);
                     return Ok(());
                 }
                 Ok(_) => {}
                 // Another session is in the way, and no fault of the row's.
-                Err(failure) if in_other_hands(&failure) => {
+                Err(failure) if is_locked(&failure) => {
                     done.skipped.extend_from_slice(keys);
                     return Ok(());
                 }
@@ -269,6 +269,14 @@ impl<'a> Batch<'a> {
         outcome
     }
 
+    /// The same for one row. One that moved at that moment is found where it is now; what fails so again is the row's fault.
+    fn attempt_row(&self, limit: usize, sql: &str, keys: &[Key]) -> Result<Counts, Failure> {
+        match self.attempt(limit, sql, Some(keys)) {
+            Err(failure) if failure.code == code::SERIALIZATION => self.attempt(limit, sql, Some(keys)),
+            outcome => outcome,
+        }
+    }
+
     /// Nothing where a row is to blame; the failure, where the program is, or the moment.
     fn of_a_row(&self, failure: Failure) -> Result<(), Failure> {
         let others = sqlstate::belongs_to_moment(&failure.code) || sqlstate::belongs_to_program(&failure.code);
@@ -306,7 +314,12 @@ impl<'a> Batch<'a> {
 /// Whether another session has, or had, one of the rows. A row that moved to another partition when its lock was about to be taken
 /// fails the statement (40001) though it would skip what is locked; the next statement finds it where it is now.
 fn in_other_hands(failure: &Failure) -> bool {
-    [code::LOCK_NOT_AVAILABLE, code::SERIALIZATION, code::DEADLOCK].contains(&&*failure.code)
+    failure.code == code::SERIALIZATION || is_locked(failure)
+}
+
+/// Whether another session has it.
+fn is_locked(failure: &Failure) -> bool {
+    [code::LOCK_NOT_AVAILABLE, code::DEADLOCK].contains(&&*failure.code)
 }
 
 /// Blocks the table's upgrades: the same would happen at every turn. Not where somebody has the table's row, who may be waiting for

@@ -122,7 +122,7 @@ fn stale(last: &Last, name: &str, drive: bool) -> Result<Option<String>, Failure
         Upgraded::hold(last.relation);
         // Swapped since: the next look knows where it is.
         let Some(table) = Upgraded::find(last.relation)? else { return Ok(Some("the table was exchanged".to_owned())) };
-        look::is_stale(&table, &table.named(name)?)
+        look::is_stale(&table, &table.named(name)?, false)
     })?;
     if why.is_some() && drive {
         // A row of its own, for which nobody is waited for; the next step looks at all rows because of it.

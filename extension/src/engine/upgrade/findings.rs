@@ -30,10 +30,12 @@ union all select 'warning', pg_catalog.format('upgrades of %s', s.name), \
  where s.paused_at is null and s.blocked is null and (s.sweep_kind is not null or s.verified_at is null) \
    and exists (select from migrator.upgrade g where g.relation = s.relation and g.strategy = 'rows' \
      and (g.state = 'retiring' or g.state = 'running' and g.kind <> 'application')) \
-union all select 'error', pg_catalog.format('guard of %s', s.name), w.problem, pg_catalog.format('select migrator.resume_upgrades(%L);', s.name) \
-  from seen s cross join lateral (select pg_catalog.jsonb_agg(g.id order by g.ordinal, g.id) filter (where g.state <> 'retiring') as ids, count(*) as n \
+union all select 'error', pg_catalog.format('guard of %s', m.name), w.problem, pg_catalog.format('select migrator.resume_upgrades(%L);', s.name) \
+  from seen s cross join lateral (select s.relation as oid, s.name union select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) \
+       from pg_catalog.pg_partition_tree(s.relation::pg_catalog.regclass) p join pg_catalog.pg_class c on c.oid = p.relid join pg_catalog.pg_namespace n on n.oid = c.relnamespace) m \
+  cross join lateral (select pg_catalog.jsonb_agg(g.id order by g.ordinal, g.id) filter (where g.state <> 'retiring') as ids, count(*) as n \
        from migrator.upgrade g where g.relation = s.relation and g.state <> 'retired') r \
-  left join pg_catalog.pg_trigger t on t.tgrelid = s.relation and t.tgname = '~migrator_guard' \
+  left join pg_catalog.pg_trigger t on t.tgrelid = m.oid and t.tgname = '~migrator_guard' \
   cross join lateral (select case when t.oid is null then 'it is gone: rows are written without it' \
        when t.tgenabled <> 'A' then 'it was switched off: rows are written without it' \
        when t.tgfoid <> 'migrator._guard()'::pg_catalog.regprocedure then 'another trigger has its name: rows are written without it' \
@@ -41,9 +43,11 @@ union all select 'error', pg_catalog.format('guard of %s', s.name), w.problem, p
               pg_catalog.convert_from(pg_catalog.substr(t.tgargs, 1, greatest(0, pg_catalog.length(t.tgargs) - 1)), pg_catalog.getdatabaseencoding())::pg_catalog.jsonb -> 'upgrades') \
               with ordinality u (u, n)), '[]') is distinct from coalesce(r.ids, '[]') then 'it was overwritten: it knows of other upgrades than are registered' end as problem) w \
  where r.n > 0 and w.problem is not null \
-union all select 'error', pg_catalog.format('trigger %I on %s', t.tgname, s.name), 'it fires behind the guard, which does not see what it makes of a row', \
-       pg_catalog.format('alter trigger %I on %s rename to …; to a name that sorts before ~migrator_guard, then: select migrator.resume_upgrades(%L);', t.tgname, s.name, s.name) \
-  from seen s join pg_catalog.pg_trigger t on t.tgrelid = s.relation and not t.tgisinternal and t.tgenabled <> 'D' and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 \
+union all select 'error', pg_catalog.format('trigger %I on %s', t.tgname, m.name), 'it fires behind the guard, which does not see what it makes of a row', \
+       pg_catalog.format('alter trigger %I on %s rename to …; to a name that sorts before ~migrator_guard, then: select migrator.resume_upgrades(%L);', t.tgname, m.name, s.name) \
+  from seen s cross join lateral (select s.relation as oid, s.name union select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) \
+       from pg_catalog.pg_partition_tree(s.relation::pg_catalog.regclass) p join pg_catalog.pg_class c on c.oid = p.relid join pg_catalog.pg_namespace n on n.oid = c.relnamespace) m \
+  join pg_catalog.pg_trigger t on t.tgrelid = m.oid and not t.tgisinternal and t.tgenabled <> 'D' and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 \
        and t.tgname > '~migrator_guard'::name collate \"C\" \
  where exists (select from migrator.upgrade g where g.relation = s.relation and g.state <> 'retired') \
 union all select 'info', pg_catalog.format('upgrades of a table with oid %s', u.relation), 'the table was dropped', pg_catalog.format('select migrator.forget_upgrades(%s::oid::regclass);', u.relation) \

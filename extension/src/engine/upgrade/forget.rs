@@ -1,14 +1,15 @@
 //! The end of it: a table whose upgrades are all retired becomes one that never had any.
 
 use super::table::{self, Upgraded};
-use super::view;
-use crate::catalog::attempt::attempt;
+use super::{look, view};
+use crate::catalog::attempt::{attempt, rehearse};
 use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
+use crate::engine::guard;
 use crate::guard::TRIGGER;
 use migrator_core::failure::{Failure, code};
-use migrator_core::ident::{Ident, Name, literal, plain};
+use migrator_core::ident::{Ident, literal, plain};
 use migrator_core::upgrade::COLUMN;
 use pgrx::pg_sys;
 use serde::Deserialize;
@@ -38,14 +39,17 @@ pub fn forget(oid: u32) -> Result<bool, Failure> {
             .detail("Nothing was changed.")
             .hint(hint));
         }
-        let ours = table.state.column_added && table.state.strangers == Some(0);
+        guard::fresh_snapshots("migrator.forget_upgrades")?;
+        let ours =
+            table.state.column_added && table.state.strangers == Some(0) && !rehearse(|| look::any_other(&table))?;
         let what = format!("upgrades of table {name} were not forgotten");
-        lock::settle(&what, &[oid])?;
+        lock::settle(&what, &table::tree(&relation)?)?;
         lock::series(
             &what,
             lock::ATTEMPTS,
             || {
-                let own = [Wanted { relation: oid, mode: Mode::AccessExclusive }];
+                let members = table::tree(&relation)?.into_iter();
+                let own = members.map(|relation| Wanted { relation, mode: Mode::AccessExclusive });
                 Ok(view::of(&table)?.into_iter().chain(own).collect())
             },
             || Ok(()),
@@ -59,9 +63,8 @@ pub fn forget(oid: u32) -> Result<bool, Failure> {
 fn remove(table: &Upgraded, column: bool) -> Result<(), Failure> {
     let name = &table.still_there()?.name;
     let mut statements = vec![];
-    if let (Some(schema), Some(view)) = (&table.state.view_schema, &table.state.view_name) {
-        let view = Name { schema: schema.clone(), name: view.clone() };
-        statements.push((view.plain(), format!("drop view if exists {view}")));
+    if let Some(view) = view::ours(table)? {
+        statements.push((view.plain(), format!("drop view {view}")));
     }
     statements.push((name.plain(), format!("drop trigger if exists {} on {name}", Ident::from(TRIGGER))));
     if column {

@@ -118,7 +118,7 @@ pub fn apply(upgraded: &Upgraded, what: &str, adds_column: bool, view_name: Opti
     let definition = upgraded.definition()?;
     let mode = if adds_column { Mode::AccessExclusive } else { Mode::ShareRowExclusive };
     let oid = upgraded.relation.oid;
-    lock::settle(what, &[oid])?;
+    lock::settle(what, &table::tree(&upgraded.relation)?)?;
     if definition.upgrades.is_empty() && definition.retired.is_empty() {
         remove(upgraded, &definition, what)?;
         return changed(oid);
@@ -149,8 +149,11 @@ fn locks(
     view_name: Option<&str>,
     mode: Mode,
 ) -> Result<Vec<Wanted>, Failure> {
-    let view = view::lock(upgraded, &upgraded.still_there()?, definition, view_name)?;
-    Ok(view.into_iter().chain([Wanted { relation: upgraded.relation.oid, mode }]).collect())
+    let relation = upgraded.still_there()?;
+    let view = view::lock(upgraded, &relation, definition, view_name)?;
+    // Partitions get the guard and the column too: within the attempt, and not each with a deadline of its own.
+    let members = table::tree(&relation)?.into_iter().map(|relation| Wanted { relation, mode });
+    Ok(view.into_iter().chain(members).collect())
 }
 
 /// Attempts to get the lock under which the trigger goes. Where the table is too busy, one that knows of nothing does no harm.
@@ -235,9 +238,8 @@ pub fn is_unguarded(table: &Upgraded) -> Result<Option<Failure>, Failure> {
 fn unlike(table: &Upgraded, definition: &Definition) -> Result<Option<Failure>, Failure> {
     #[derive(Deserialize)]
     struct Guard {
-        enabled: String,
-        ours: bool,
-        argument: String,
+        name: String,
+        what: String,
     }
     let name = table.relation.name.plain();
     let columns = definition::columns(table.relation.oid)?;
@@ -250,20 +252,22 @@ fn unlike(table: &Upgraded, definition: &Definition) -> Result<Option<Failure>, 
     if let Err(behind) = register::last_to_fire(&table.relation) {
         return Ok(Some(behind));
     }
-    let found: Option<Guard> = spi::fetch_optional(
-        "select t.tgenabled::text as enabled, t.tgfoid = 'migrator._guard()'::pg_catalog.regprocedure as ours, \
-           pg_catalog.convert_from(pg_catalog.substr(t.tgargs, 1, greatest(0, pg_catalog.length(t.tgargs) - 1)), pg_catalog.getdatabaseencoding()) as argument \
-         from pg_catalog.pg_trigger t where t.tgrelid = $1 and t.tgname = $2",
-        &[pg_sys::Oid::from(table.relation.oid).into(), TRIGGER.into()],
-    )?;
     let wanted = serde_json::to_string(definition).expect("a definition is plain data");
-    let what = match found {
-        None => "is gone",
-        Some(guard) if guard.enabled != "A" => "was switched off",
-        Some(guard) if !guard.ours || guard.argument != wanted => "is not the one that was put there",
-        Some(_) => return Ok(None),
-    };
-    Ok(Some(Failure::new(code::NOT_IN_STATE, format!("the guard of table {name}, trigger {}, {what}", plain(TRIGGER)))
+    // Of a partitioned table all partitions have it, each its own.
+    let wrong: Option<Guard> = spi::fetch_optional(
+        "select g.name, g.what from (select m.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as name, \
+             case when t.oid is null then 'is gone' when t.tgenabled <> 'A' then 'was switched off' \
+               when t.tgfoid <> 'migrator._guard()'::pg_catalog.regprocedure \
+                 or pg_catalog.convert_from(pg_catalog.substr(t.tgargs, 1, greatest(0, pg_catalog.length(t.tgargs) - 1)), pg_catalog.getdatabaseencoding()) <> $3 \
+                 then 'is not the one that was put there' end as what \
+           from (select $1::oid as oid union select p.relid from pg_catalog.pg_partition_tree($1::oid::pg_catalog.regclass) p) m \
+           join pg_catalog.pg_class c on c.oid = m.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+           left join pg_catalog.pg_trigger t on t.tgrelid = m.oid and t.tgname = $2) g \
+         where g.what is not null order by g.oid <> $1::oid, g.name limit 1",
+        &[pg_sys::Oid::from(table.relation.oid).into(), TRIGGER.into(), wanted.into()],
+    )?;
+    let Some(Guard { name: guarded, what }) = wrong else { return Ok(None) };
+    Ok(Some(Failure::new(code::NOT_IN_STATE, format!("the guard of table {guarded}, trigger {}, {what}", plain(TRIGGER)))
         .hint("Rows that were written without it may have outputs that do not fit their inputs. Resuming puts it back.")))
 }
 

@@ -35,8 +35,16 @@ pub fn any_has(table: &Relation, name: &str) -> Result<bool, Failure> {
     ask(table, &of(table, &table.name).any(name, true))
 }
 
-/// Whether an upgrade that was complete has lost that since, and why: for who takes it as a reason to throw something away.
-pub fn is_stale(table: &Upgraded, upgrade: &Registered) -> Result<Option<String>, Failure> {
+/// Whether rows have names that are not registered: of a later version of the application, perhaps.
+pub fn any_other(table: &Upgraded) -> Result<bool, Failure> {
+    let registered = table.registered()?;
+    let names = registered.iter().map(|upgrade| upgrade.name.as_str());
+    ask(&table.relation, &of(&table.relation, &table.relation.name).any_other(names))
+}
+
+/// Whether an upgrade that was complete has lost that since, and why: for who goes on from there. `surely`: all rows are looked at, even
+/// where nothing says that one may have come; for who throws something away.
+pub fn is_stale(table: &Upgraded, upgrade: &Registered, surely: bool) -> Result<Option<String>, Failure> {
     if let Some(unguarded) = install::is_unguarded(table)? {
         return Ok(Some(unguarded.message));
     }
@@ -47,7 +55,8 @@ pub fn is_stale(table: &Upgraded, upgrade: &Registered) -> Result<Option<String>
         return Ok(Some(format!("rows of partition {partition}, which came later, may lack it")));
     }
     // Rows come without it: of writers who do not know of it, and those that the guard has to leave to batches.
-    let may_come = upgrade.kind == "application"
+    let may_come = surely
+        || upgrade.kind == "application"
         || table.state.may_be_left
         || table::refusal(&table.relation, &upgrade.definition)? > Refusal::None;
     if may_come && ask(&table.relation, &of(&table.relation, &table.relation.name).any(&upgrade.name, false))? {

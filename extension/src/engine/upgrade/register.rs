@@ -8,6 +8,7 @@ use crate::catalog::definition::{self, Column};
 use crate::catalog::expression::{self, Place, Shape, Type};
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
+use crate::engine::guard;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, Name, literal, plain};
 use migrator_core::upgrade::{COLUMN, Upgrade};
@@ -141,7 +142,12 @@ fn was_used(request: &Request, relation: &Relation) -> Result<bool, Failure> {
 
 /// Nor would rows that somebody has given the name since it was gone: a client who read a row before that, and writes it all back.
 fn not_carried(request: &Request, relation: &Relation) -> Result<(), Failure> {
-    if !was_used(request, relation)? || !look::any_has(relation, &request.name)? {
+    if !was_used(request, relation)? {
+        return Ok(());
+    }
+    // With the snapshot of an older transaction such a row may not be seen.
+    guard::fresh_snapshots("registering a name that was used before")?;
+    if !look::any_has(relation, &request.name)? {
         return Ok(());
     }
     Err(Failure::new(
@@ -499,19 +505,22 @@ pub fn last_to_fire(relation: &Relation) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Trigger {
         name: String,
+        table: String,
     }
-    // tgtype: 1 of rows, 2 before, 4 insert, 16 update
+    // tgtype: 1 of rows, 2 before, 4 insert, 16 update. A partition may have triggers of its own.
     let behind: Option<Trigger> = spi::fetch_optional(
-        "select t.tgname as name from pg_catalog.pg_trigger t where t.tgrelid = $1 and not t.tgisinternal and t.tgenabled <> 'D' \
-         and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 and t.tgname > $2::name collate \"C\" order by t.tgname limit 1",
+        "select t.tgname as name, pg_catalog.format('%I.%I', n.nspname, c.relname) as table \
+         from (select $1::oid as oid union select p.relid from pg_catalog.pg_partition_tree($1::oid::pg_catalog.regclass) p) m \
+         join pg_catalog.pg_class c on c.oid = m.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+         join pg_catalog.pg_trigger t on t.tgrelid = m.oid and not t.tgisinternal and t.tgenabled <> 'D' \
+           and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 and t.tgname > $2::name collate \"C\" order by m.oid <> $1::oid, t.tgname limit 1",
         &[pg_sys::Oid::from(relation.oid).into(), crate::guard::TRIGGER.into()],
     )?;
-    let Some(Trigger { name }) = behind else { return Ok(()) };
-    Err(unsupported(format!("trigger {} of table {} would fire after migrator's", plain(&name), relation.name.plain()))
+    let Some(Trigger { name, table }) = behind else { return Ok(()) };
+    Err(unsupported(format!("trigger {} of table {table} would fire after migrator's", plain(&name)))
         .hint(format!(
-            "BEFORE triggers fire in the order of their names, and the guard has to see their work: alter trigger {} on {} rename to …;",
-            Ident::new(name.as_str()),
-            relation.name
+            "BEFORE triggers fire in the order of their names, and the guard has to see their work: alter trigger {} on {table} rename to …;",
+            Ident::new(name.as_str())
         )))
 }
 

@@ -7,6 +7,7 @@ use crate::catalog::attempt::{attempt, rehearse};
 use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::spi;
 use crate::crash;
+use crate::engine::guard;
 use crate::guard::TRIGGER;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal, plain};
@@ -20,12 +21,15 @@ use serde_json::json;
 /// An upgrade that is not complete is refused, for rows without it would never get it, unless `incomplete` says that this is
 /// meant: it was registered by mistake.
 pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static str, Failure> {
+    // With an older snapshot the looks would miss what others have written since.
+    guard::fresh_snapshots("migrator.retire_upgrade")?;
     let upgrade = table.named(name)?;
     in_state(table, &upgrade, incomplete)?;
+    // Both before the table's row is taken, and with its lock given back: they may take as long as a look at all rows.
     if upgrade.state == "complete" && !incomplete {
-        // Before the table's row is taken, and with its lock given back: this may take as long as a look at all rows.
         still_complete(table, &upgrade)?;
     }
+    let at_once = is_last(table, name)? && only_our_names(table) && !rehearse(|| look::any_other(table))?;
     let table = &table.held()?;
     let upgrade = table.named(name)?;
     in_state(table, &upgrade, incomplete)?;
@@ -38,9 +42,8 @@ pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static
     spi::execute("delete from migrator.upgrade_unnoted where upgrade = $1", &[upgrade.id.into()])?;
     spi::execute("delete from migrator.upgrade_lease where upgrade = $1", &[upgrade.id.into()])?;
     table.event("retired", &format!("upgrade {name} was retired"), json!({"upgrade": name, "was": upgrade.state}))?;
-    let left = table.registered()?;
     let what = format!("upgrade {} of table {relation} was not retired", plain(name));
-    if left.iter().all(|other| other.state == "retiring") && only_our_names(table) && column_stands_alone(table)? {
+    if at_once && is_last(table, name)? && column_stands_alone(table)? && view::stands_alone(table)? {
         let swept = attempt(|| drop_all(table, &what));
         match swept {
             Ok(()) => return Ok("at once"),
@@ -78,7 +81,7 @@ fn in_state(table: &Upgraded, upgrade: &Registered, incomplete: bool) -> Result<
 }
 
 fn still_complete(table: &Upgraded, upgrade: &Registered) -> Result<(), Failure> {
-    let Some(why) = rehearse(|| look::is_stale(table, upgrade))? else { return Ok(()) };
+    let Some(why) = rehearse(|| look::is_stale(table, upgrade, true))? else { return Ok(()) };
     let relation = table.relation.name.plain();
     let (name, quoted) = (plain(&upgrade.name), literal(&relation));
     Err(Failure::new(code::NOT_IN_STATE, format!("upgrade {name} of table {relation} is not complete any more"))
@@ -87,6 +90,11 @@ fn still_complete(table: &Upgraded, upgrade: &Registered) -> Result<(), Failure>
             "Have them found and upgraded: select migrator.verify_upgrades({quoted}); call migrator.run_upgrades({quoted}); or, if that is meant: select migrator.retire_upgrade({quoted}, {}, incomplete => true);",
             literal(&upgrade.name)
         )))
+}
+
+/// Whether no other upgrade is live.
+fn is_last(table: &Upgraded, name: &str) -> Result<bool, Failure> {
+    Ok(table.registered()?.iter().all(|other| other.state == "retiring" || other.name == name))
 }
 
 /// Whether all names that rows have were registered here: the column was made here, and the last look at every row found no other.
@@ -107,7 +115,7 @@ fn drop_all(table: &Upgraded, what: &str) -> Result<(), Failure> {
         || {
             let relation = table.still_there()?;
             spi::execute(&format!("drop trigger if exists {} on {}", Ident::from(TRIGGER), relation.name), &[])?;
-            view::without_column(table)?;
+            let grants = view::without_column(table)?;
             spi::execute(
                 &format!(
                     "alter table {0} drop column {1}, add column {1} pg_catalog.text[] not null default '{{}}'",
@@ -116,7 +124,8 @@ fn drop_all(table: &Upgraded, what: &str) -> Result<(), Failure> {
                 ),
                 &[],
             )?;
-            view::make(table, &relation, &table.definition()?, None)
+            view::make(table, &relation, &table.definition()?, None)?;
+            view::give_back(table, &grants)
         },
     )?;
     // A sweep that is under way has nothing to look for any more. No row has any name: `strangers` stays 0.

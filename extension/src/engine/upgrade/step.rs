@@ -293,11 +293,17 @@ fn nothing_to_claim(table: &Upgraded, kind: Kind, lease_ms: i32) -> Result<Step,
     if sum.done < sum.chunks {
         for holder in sweep::overdue(table, lease_ms)? {
             spi::execute("select pg_catalog.pg_terminate_backend($1)", &[holder.pid.into()])?;
-            table.event(
-                "overtaken",
-                &format!("session {} held chunk {} for longer than its lease and was ended", holder.pid, holder.number),
-                json!({"pid": holder.pid, "chunk": holder.number}),
-            )?;
+            // Whoever does not end at once is told to again and again.
+            if holder.is_new {
+                table.event(
+                    "overtaken",
+                    &format!(
+                        "session {} held chunk {} for longer than its lease and was ended",
+                        holder.pid, holder.number
+                    ),
+                    json!({"pid": holder.pid, "chunk": holder.number}),
+                )?;
+            }
         }
         return Ok(Step::wait(state(kind), 100, "what is left is in the hands of other workers"));
     }

@@ -289,6 +289,24 @@ pub fn define(key: Vec<Ident>, registered: &[Registered]) -> Definition {
     definition
 }
 
+/// The table, and of a partitioned one its partitions, in the order in which PostgreSQL locks them.
+pub fn tree(relation: &Relation) -> Result<Vec<u32>, Failure> {
+    #[derive(Deserialize)]
+    struct Member {
+        oid: u32,
+    }
+    let mut members = vec![relation.oid];
+    if relation.kind == "p" {
+        let below: Vec<Member> = spi::fetch(
+            "select t.relid::pg_catalog.oid::pg_catalog.int8 as oid from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t \
+             where t.level > 0 order by t.level, t.relid::pg_catalog.oid",
+            &[pg_sys::Oid::from(relation.oid).into()],
+        )?;
+        members.extend(below.into_iter().map(|member| member.oid));
+    }
+    Ok(members)
+}
+
 /// The columns by which rows of a table are found, or a refusal.
 pub fn key_of(relation: &Relation) -> Result<Vec<Ident>, Failure> {
     Ok(key_columns(relation)?.into_iter().map(|column| column.name).collect())

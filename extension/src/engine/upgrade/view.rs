@@ -31,7 +31,7 @@ pub fn lock(
     wanted: Option<&str>,
 ) -> Result<Option<Wanted>, Failure> {
     let name = name(Some(upgraded), table, wanted)?;
-    let Some(existing) = existing(&name)? else { return Ok(None) };
+    let Some(existing) = existing(&name, table)? else { return Ok(None) };
     let stays = stays(upgraded, table, &name, &select(table, definition, Some(&existing))?)?;
     let relation = oid(&name)?;
     Ok((!stays).then_some(Wanted { relation, mode: Mode::AccessExclusive }))
@@ -58,9 +58,51 @@ fn stays(upgraded: &Upgraded, table: &Relation, name: &Name, select: &str) -> Re
 
 /// The view as it is, locked against everybody.
 pub fn of(upgraded: &Upgraded) -> Result<Option<Wanted>, Failure> {
+    let Some(name) = ours(upgraded)? else { return Ok(None) };
+    Ok(Some(Wanted { relation: oid(&name)?, mode: Mode::AccessExclusive }))
+}
+
+/// The table's view, if it is there: what has its name by now may be another's.
+pub fn ours(upgraded: &Upgraded) -> Result<Option<Name>, Failure> {
     let (Some(schema), Some(name)) = (&upgraded.state.view_schema, &upgraded.state.view_name) else { return Ok(None) };
-    let relation = oid(&Name { schema: schema.clone(), name: name.clone() })?;
-    Ok(Relation::find(relation)?.map(|_| Wanted { relation, mode: Mode::AccessExclusive }))
+    let name = Name { schema: schema.clone(), name: name.clone() };
+    Ok(is_of(oid(&name)?, upgraded.relation.oid)?.then_some(name))
+}
+
+/// Whether a relation is a view over the table that shows what rows lack.
+fn is_of(view: u32, table: u32) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct Found {
+        found: bool,
+    }
+    let found: Found = spi::fetch_one(
+        "select exists (select from pg_catalog.pg_class c join pg_catalog.pg_rewrite r on r.ev_class = c.oid \
+           join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = r.oid \
+             and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = $2 \
+           join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attname = $3 and not a.attisdropped \
+         where c.oid = $1 and c.relkind = 'v') as found",
+        &[pg_sys::Oid::from(view).into(), pg_sys::Oid::from(table).into(), PENDING.into()],
+    )?;
+    Ok(found.found)
+}
+
+/// Whether nothing is lost when the view is dropped and made anew: what somebody added to it is not known here.
+pub fn stands_alone(upgraded: &Upgraded) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct Found {
+        alone: bool,
+    }
+    let Some(name) = ours(upgraded)? else { return Ok(true) };
+    let found: Found = spi::fetch_one(
+        "select not exists (select from pg_catalog.pg_trigger t where t.tgrelid = $1) \
+           and not exists (select from pg_catalog.pg_attrdef d where d.adrelid = $1) \
+           and not exists (select from pg_catalog.pg_description d where d.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objoid = $1) \
+           and not exists (select from pg_catalog.pg_seclabel l where l.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass and l.objoid = $1) \
+           and not exists (select from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attacl is not null) \
+           and not exists (select from pg_catalog.pg_rewrite r where r.ev_class = $1 and r.rulename <> '_RETURN') as alone",
+        &[pg_sys::Oid::from(oid(&name)?).into()],
+    )?;
+    Ok(found.alone)
 }
 
 /// Makes the view, or makes it anew. `wanted` is the name that somebody gave.
@@ -71,7 +113,7 @@ pub fn make(
     wanted: Option<&str>,
 ) -> Result<(), Failure> {
     let name = name(Some(upgraded), table, wanted)?;
-    let existing = existing(&name)?;
+    let existing = existing(&name, table)?;
     let select = select(table, definition, existing.as_deref())?;
     if existing.is_some() && stays(upgraded, table, &name, &select)? {
         return Ok(());
@@ -130,11 +172,21 @@ pub fn name(upgraded: Option<&Upgraded>, table: &Relation, wanted: Option<&str>)
     })
 }
 
-/// Takes the view out of the way of the column; `make` puts it back. What depends on it keeps the column from being dropped.
-pub fn without_column(upgraded: &Upgraded) -> Result<(), Failure> {
-    let (Some(schema), Some(name)) = (&upgraded.state.view_schema, &upgraded.state.view_name) else { return Ok(()) };
-    let name = Name { schema: schema.clone(), name: name.clone() };
-    spi::execute(&format!("drop view if exists {name}"), &[]).map(|_| ())
+/// Takes the view out of the way of the column; `make` puts it back, and `give_back` who might use it. What depends on it keeps the
+/// column from being dropped.
+pub fn without_column(upgraded: &Upgraded) -> Result<Vec<Grant>, Failure> {
+    let Some(name) = ours(upgraded)? else { return Ok(vec![]) };
+    let grants = grants(&Relation::get(oid(&name)?)?)?;
+    spi::execute(&format!("drop view {name}"), &[])?;
+    Ok(grants)
+}
+
+/// What others might do with the view before it was made anew.
+pub fn give_back(upgraded: &Upgraded, grants: &[Grant]) -> Result<(), Failure> {
+    match ours(&upgraded.again()?)? {
+        Some(name) => give(grants, &name),
+        None => Ok(()),
+    }
 }
 
 fn held(name: &Name, failure: Failure) -> Failure {
@@ -167,11 +219,19 @@ fn new_name(table: &Relation, wanted: Option<&str>) -> Result<Name, Failure> {
     Ok(name)
 }
 
-/// The columns of the view as it is; None where it is not there.
-fn existing(name: &Name) -> Result<Option<Vec<Ident>>, Failure> {
+/// The columns of the view as it is; None where it is not there. What has its name and is another's is let be.
+fn existing(name: &Name, table: &Relation) -> Result<Option<Vec<Ident>>, Failure> {
     let oid = oid(name)?;
     if Relation::find(oid)?.is_none() {
         return Ok(None);
+    }
+    if !is_of(oid, table.oid)? {
+        return Err(Failure::new(
+            "42P07",
+            format!("{} is not the view of table {} any more", name.plain(), table.name.plain()),
+        )
+        .detail("Somebody else has made a relation of that name. Nothing was changed.")
+        .hint("Rename or drop it; the view is made again with the next call."));
     }
     Ok(Some(definition::columns(oid)?.into_iter().map(|column| column.name).collect()))
 }
@@ -228,8 +288,9 @@ fn select(table: &Relation, definition: &Definition, before: Option<&[Ident]>) -
     Ok(format!("select {} from {} l", columns.join(", "), table.name))
 }
 
+/// A right to a view.
 #[derive(Deserialize)]
-struct Grant {
+pub struct Grant {
     grantee: u32,
     privilege: String,
 }
