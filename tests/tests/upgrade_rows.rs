@@ -14,6 +14,7 @@ for_each_server!(
     outputs_of_half_a_megabyte,
     the_upgrade_that_fails_is_blamed,
     rows_that_move_under_a_batch,
+    conflicts_of_an_expression_s_own,
 );
 
 /// Gaps, extremes, several columns, equal values, text in another order: the sweep meets every row once.
@@ -333,5 +334,26 @@ async fn rows_that_move_under_a_batch(server: Server) -> Result<()> {
         .number("select count(*) from parted where w is distinct from length(v) or applied_upgrades <> '{w}'")
         .await?;
     ensure!(wrong == 0, "{wrong} rows are wrong");
+    Ok(())
+}
+
+/// An expression that says of itself that it conflicts with somebody would be tried for ever.
+async fn conflicts_of_an_expression_s_own(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create function touchy(int) returns int immutable language plpgsql as
+             $$ begin if $1 % 100 = 7 then raise 'not now' using errcode = '40001'; end if; return $1; end $$;
+             create table touchy (id int primary key, n int); insert into touchy select g from generate_series(1, 1000) g;
+             select migrator.register_upgrade('touchy', 'n', '{\"n\": \"touchy(id)\"}', batch_size => 300)",
+        )
+        .await?;
+    let mut worker = Worker::new(&database, "touchy", "w").await?;
+    let step = worker.run().await?;
+    ensure!(step.reason.contains("10 row(s) are set aside"), "{step:?}");
+    let failed = session.row("select count(*), min(sqlstate), max(sqlstate) from migrator.upgrade_failures").await?;
+    ensure!(failed == ["10", "40001", "40001"], "{failed:?}");
+    ensure!(session.number("select count(*) from touchy where n = id").await? == 990, "other rows are not done");
     Ok(())
 }

@@ -11,6 +11,9 @@ for_each_server!(
     a_child_that_comes_later,
     a_partition_that_was_away,
     an_index_that_was_there,
+    an_index_that_came_and_went,
+    the_guard_of_one_partition,
+    snapshots_of_before,
 );
 
 /// A partitioned table of which an upgrade is complete, and its worker.
@@ -219,5 +222,76 @@ async fn an_index_that_was_there(server: Server) -> Result<()> {
     ensure!(session.value("select b from article where id = 1000").await? == "old", "it was not found");
     session.value("select migrator.ensure_upgraded('article', 'b')").await?;
     ensure!(session.value("select may_be_left from migrator.upgraded").await? == "f", "it is looked for for ever");
+    Ok(())
+}
+
+/// Nothing says any more that rows may have been left: who throws the upgrade away looks nevertheless.
+async fn an_index_that_came_and_went(server: Server) -> Result<()> {
+    let (session, mut worker) = articles(&server, "").await?;
+    worker.complete(&session).await?;
+    session
+        .run("create unique index came on article (b); insert into article (id, a) values (1000, 'Old'); drop index came")
+        .await?;
+    refused(&session, "retire_upgrade('article', 'b')", "rows lack it that were written since").await?;
+    session.run("select migrator.verify_upgrades('article')").await?;
+    worker.complete(&session).await?;
+    ensure!(session.value("select b from article where id = 1000").await? == "old", "it was not found");
+    ensure!(session.value("select migrator.retire_upgrade('article', 'b')").await? == "at once", "it is not retired");
+    Ok(())
+}
+
+/// It is switched off, as for a load of many rows; or a trigger of the partition's own fires behind it.
+async fn the_guard_of_one_partition(server: Server) -> Result<()> {
+    let (session, mut worker) = parted(&server).await?;
+    session
+        .run("alter table parted_1 disable trigger all; insert into parted values (5000, 1, 'loaded'); alter table parted_1 enable trigger all")
+        .await?;
+    let off = "the guard of table public.parted_1, trigger \"~migrator_guard\", was switched off";
+    session.run("alter table parted_1 disable trigger all").await?;
+    for call in ["ensure_upgraded('parted', 'w')", "retire_upgrade('parted', 'w')"] {
+        refused(&session, call, off).await?;
+    }
+    let found = session.rows("select subject, problem from migrator.doctor() where subject like 'guard of %'").await?;
+    ensure!(format!("{found:?}").contains("public.parted_1"), "doctor says {found:?}");
+    session.run("select migrator.resume_upgrades('parted')").await?;
+    worker.complete(&session).await?;
+    let found = session.row("select w, applied_upgrades from parted where id = 5000").await?;
+    ensure!(found == ["6", "{w}"], "what was loaded is {found:?}");
+
+    session
+        .run(
+            "create function late() returns trigger language plpgsql as 'begin return new; end';
+              create trigger \"~~late\" before insert on parted_1 for each row execute function late()",
+        )
+        .await?;
+    let behind = "trigger \"~~late\" of table public.parted_1 would fire after migrator's";
+    refused(&session, "ensure_upgraded('parted', 'w')", behind).await?;
+    let refusal = session.refusal("select migrator.register_upgrade('parted', 'u', inputs => '{v}')").await?;
+    ensure!(refusal.code == "0A000" && refusal.to_string().contains(behind), "{refusal}");
+    Ok(())
+}
+
+/// What they do not show is there all the same.
+async fn snapshots_of_before(server: Server) -> Result<()> {
+    let (session, mut worker) = articles(&server, "").await?;
+    worker.complete(&session).await?;
+    for call in [
+        "retire_upgrade('article', 'b')",
+        "forget_upgrades('article')",
+        "register_upgrade('article', 'b', '{\"b\": \"a\"}')",
+    ] {
+        session.run("begin isolation level repeatable read; select 1 as taken").await?;
+        let refusal = session.refusal(&format!("select migrator.{call}")).await?;
+        session.run("rollback").await?;
+        let expected = if call.starts_with("retire") { "25001" } else { "55000 42710" };
+        ensure!(expected.contains(refusal.code.as_str()), "{call}: {refusal}");
+    }
+    session.run("select migrator.retire_upgrade('article', 'b')").await?;
+    for call in ["forget_upgrades('article')", "register_upgrade('article', 'b', '{\"b\": \"a\"}')"] {
+        session.run("begin isolation level repeatable read; select 1 as taken").await?;
+        let refusal = session.refusal(&format!("select migrator.{call}")).await?;
+        session.run("rollback").await?;
+        ensure!(refusal.code == "25001" && refusal.to_string().contains("READ COMMITTED"), "{call}: {refusal}");
+    }
     Ok(())
 }

@@ -9,6 +9,7 @@ use crate::catalog::definition;
 use crate::catalog::lock::{Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
+use crate::raise;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, Name, plain};
 use migrator_core::upgrade::{Definition, all_marked};
@@ -31,7 +32,10 @@ pub fn lock(
     wanted: Option<&str>,
 ) -> Result<Option<Wanted>, Failure> {
     let name = name(Some(upgraded), table, wanted)?;
-    let Some(existing) = existing(&name, table)? else { return Ok(None) };
+    if is_taken(&name, table)? {
+        return Ok(None);
+    }
+    let Some(existing) = existing(&name)? else { return Ok(None) };
     let stays = stays(upgraded, table, &name, &select(table, definition, Some(&existing))?)?;
     let relation = oid(&name)?;
     Ok((!stays).then_some(Wanted { relation, mode: Mode::AccessExclusive }))
@@ -113,7 +117,15 @@ pub fn make(
     wanted: Option<&str>,
 ) -> Result<(), Failure> {
     let name = name(Some(upgraded), table, wanted)?;
-    let existing = existing(&name, table)?;
+    if is_taken(&name, table)? {
+        raise::warn(
+            Failure::new("42P07", format!("{} is not the view of table {} any more", name.plain(), table.name.plain()))
+                .detail("Somebody has made another relation of that name, which stays as it is. Upgrades go on, and no view shows rows with them.")
+                .hint("Rename or drop it: the next call that changes what is registered makes the view again."),
+        );
+        return Ok(());
+    }
+    let existing = existing(&name)?;
     let select = select(table, definition, existing.as_deref())?;
     if existing.is_some() && stays(upgraded, table, &name, &select)? {
         return Ok(());
@@ -219,21 +231,19 @@ fn new_name(table: &Relation, wanted: Option<&str>) -> Result<Name, Failure> {
     Ok(name)
 }
 
-/// The columns of the view as it is; None where it is not there. What has its name and is another's is let be.
-fn existing(name: &Name, table: &Relation) -> Result<Option<Vec<Ident>>, Failure> {
+/// The columns of the view as it is; None where it is not there.
+fn existing(name: &Name) -> Result<Option<Vec<Ident>>, Failure> {
     let oid = oid(name)?;
     if Relation::find(oid)?.is_none() {
         return Ok(None);
     }
-    if !is_of(oid, table.oid)? {
-        return Err(Failure::new(
-            "42P07",
-            format!("{} is not the view of table {} any more", name.plain(), table.name.plain()),
-        )
-        .detail("Somebody else has made a relation of that name. Nothing was changed.")
-        .hint("Rename or drop it; the view is made again with the next call."));
-    }
     Ok(Some(definition::columns(oid)?.into_iter().map(|column| column.name).collect()))
+}
+
+/// Whether somebody else has made a relation of the view's name since.
+fn is_taken(name: &Name, table: &Relation) -> Result<bool, Failure> {
+    let oid = oid(name)?;
+    Ok(Relation::find(oid)?.is_some() && !is_of(oid, table.oid)?)
 }
 
 fn oid(name: &Name) -> Result<u32, Failure> {
