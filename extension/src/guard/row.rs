@@ -239,10 +239,10 @@ impl<'a> Row<'a> {
             return false;
         }
         match &columns.defaults[number] {
-            // SAFETY: defaults are of the column's type.
-            Unwritten::Constants(values) => {
-                !values.iter().any(|value| unsafe { self.same(place, Some(*value), self.new.get(place)) })
-            }
+            Unwritten::Constants(values) => !values.iter().any(|value| {
+                // SAFETY: defaults are of the column's type.
+                unsafe { self.same(place, Some(*value), self.new.get(place)) }
+            }),
             Unwritten::Unknown => has,
         }
     }
