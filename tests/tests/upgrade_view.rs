@@ -6,6 +6,7 @@ use migrator_tests::*;
 for_each_server!(
     what_was_given_to_the_view,
     another_view_of_that_name,
+    a_view_that_was_dropped,
     names_that_came_since,
     a_database_of_another_encoding,
 );
@@ -62,6 +63,16 @@ async fn another_view_of_that_name(server: Server) -> Result<()> {
     session.run("call migrator.run_upgrades('article')").await?;
     session.run("select migrator.forget_upgrades('article')").await?;
     ensure!(session.value("select mine from article__current").await? == "1", "another's view is gone");
+    Ok(())
+}
+
+/// As for a column that is to go with it.
+async fn a_view_that_was_dropped(server: Server) -> Result<()> {
+    let (_, session) = article(&server).await?;
+    session.run("alter table article add column old int; select migrator.resume_upgrades('article')").await?;
+    session.run("drop view article__current; alter table article drop column old").await?;
+    session.run("insert into article values (1000, 'New'); select migrator.resume_upgrades('article')").await?;
+    ensure!(session.value("select b from article__current where id = 1000").await? == "new", "the view shows nothing");
     Ok(())
 }
 

@@ -271,7 +271,7 @@ fn unlike(table: &Upgraded, definition: &Definition) -> Result<Option<Failure>, 
         .hint("Rows that were written without it may have outputs that do not fit their inputs. Resuming puts it back.")))
 }
 
-/// Puts the guard back where it is not as it should be, and has it and the sweeps find rows by the key that the table has now. Whether
+/// Puts guard and view back where they are not as they should be, and has the guard and the sweeps find rows by the key that the table has now. Whether
 /// the guard had to be put back. The caller holds the table's row.
 pub fn reinstall(table: &Upgraded) -> Result<bool, Failure> {
     let off = is_unguarded(table)?;
@@ -281,7 +281,8 @@ pub fn reinstall(table: &Upgraded) -> Result<bool, Failure> {
     }
     let key = if table::key_stands(table)? { table.key.clone() } else { table::key_of(&table.relation)? };
     let moved = numbers::renew(&table.relation)?;
-    if table::renew_key(table.relation.oid, &key)? || moved || off.is_some() {
+    let unseen = view::ours(table)?.is_none();
+    if table::renew_key(table.relation.oid, &key)? || moved || unseen || off.is_some() {
         let what = format!("the guard of table {} could not be put back", table.relation.name.plain());
         apply(&table.again()?, &what, false, None)?;
     }
