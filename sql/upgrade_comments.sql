@@ -48,7 +48,7 @@ Takes SHARE ROW EXCLUSIVE on the table, ACCESS EXCLUSIVE for `at once`, in attem
 
 - relation: the table.
 - name: the upgrade.
-- incomplete: retire it though rows lack it, which then never get it. Otherwise, where rows can come without it, this call looks at all rows itself.
+- incomplete: retire it though rows lack it, which then never get it. Otherwise this call looks at all rows itself whether one lacks it, and, for the last upgrade of a table, whether one has a name that is not registered.
 
 Errors: 42501 not the owner; 42704 no such upgrade; 55000 not complete, or retired already; 25001 in REPEATABLE READ or SERIALIZABLE; 55P03 the table was too busy for a lock.$$;
 

@@ -10,7 +10,7 @@ mod select;
 pub mod sweep;
 
 pub use decide::{Act, Row, Written, decide};
-pub use marks::Marks;
+pub use marks::{Marks, OUTDATED};
 pub use select::{all_marked, pending};
 
 use crate::ident::Ident;

@@ -7,6 +7,7 @@ for_each_server!(
     two_in_place_on_one_column,
     while_its_column_is_away,
     while_its_column_is_away_after_an_exchange,
+    a_column_that_was_added_again,
     in_a_table_that_becomes_a_partition,
 );
 
@@ -99,6 +100,26 @@ async fn while_its_column_is_away_after_an_exchange(server: Server) -> Result<()
     Ok(())
 }
 
+/// Added again it is another column, in another place: the upgrades stand still until the guard is told.
+async fn a_column_that_was_added_again(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run("create table priced (id int primary key, price int); insert into priced select g, g from generate_series(1, 10) g").await?;
+    register(&session, "priced", "cents", "price", "price * 100").await?;
+    session
+        .run("drop view priced__current; alter table priced drop column price, add column price int; update priced set price = id where id > 5")
+        .await?;
+    let mut worker = Worker::new(&database, "priced", "w").await?;
+    let step = worker.run().await?;
+    ensure!(step.state == "blocked" && step.reason.contains("in another place than they were"), "{step:?}");
+    session.run("select migrator.resume_upgrades('priced')").await?;
+    session.run("alter table priced rename price to cost; update priced set cost = 700 where id = 1").await?;
+    session.run("alter table priced rename cost to price; select migrator.resume_upgrades('priced')").await?;
+    worker.complete(&session).await?;
+    ensure!(session.number("select price from priced where id = 1").await? == 700, "it was upgraded twice");
+    Ok(())
+}
+
 /// A row that leaves it before it was upgraded takes its values along, whatever keeps the upgrade back.
 async fn in_a_table_that_becomes_a_partition(server: Server) -> Result<()> {
     let database = server.database().await?;
@@ -109,12 +130,17 @@ async fn in_a_table_that_becomes_a_partition(server: Server) -> Result<()> {
         .await?;
     register(&session, "priced", "net", "price", "price - tax").await?;
     session
-        .run("create table above (id int, part int not null, price int, tax int, applied_upgrades text[] not null default '{}', primary key (id, part)) partition by list (part); \
+        .run("alter table priced add column n int; select migrator.register_upgrade('priced', 'n', '{\"n\": \"id\"}')")
+        .await?;
+    session
+        .run("create table above (id int, part int not null, price int, tax int, n int, applied_upgrades text[] not null default '{}', primary key (id, part)) partition by list (part); \
               create table other partition of above for values in (2); alter table above attach partition priced for values in (1)")
         .await?;
     session.run("update above set part = 2, tax = 3 where id = 5").await?;
     session.run("alter table above rename price to cost; update above set part = 2, tax = 3 where id = 6").await?;
     let moved = session.rows("select id, cost, tax from other order by id").await?;
+    let noted = session.number("select count(*) from other where applied_upgrades <> '{}'").await?;
+    ensure!(noted == 0, "rows took notes along that nobody takes off");
     ensure!(
         format!("{moved:?}") == r#"[[Some("5"), Some("5"), Some("3")], [Some("6"), Some("6"), Some("3")]]"#,
         "{moved:?}"

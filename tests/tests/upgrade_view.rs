@@ -8,6 +8,7 @@ for_each_server!(
     another_view_of_that_name,
     a_view_that_was_dropped,
     names_that_came_since,
+    a_column_that_is_gone,
     a_database_of_another_encoding,
 );
 for_newest_server!(a_writer_of_one_partition);
@@ -88,6 +89,21 @@ async fn names_that_came_since(server: Server) -> Result<()> {
     session.run("select migrator.forget_upgrades('article')").await?;
     let names = session.value("select applied_upgrades from article where id = 7").await?;
     ensure!(names == "{next}", "the row has {names}");
+    Ok(())
+}
+
+/// It can be forgotten all the same.
+async fn a_column_that_is_gone(server: Server) -> Result<()> {
+    let (_, session) = article(&server).await?;
+    session.run("alter table article drop column applied_upgrades cascade").await?;
+    session.run("insert into article values (1000, 'New')").await?;
+    let said = session.value("select migrator.retire_upgrade('article', 'b', incomplete => true)").await?;
+    ensure!(said == "at once", "it was retired {said}");
+    session.run("select migrator.forget_upgrades('article')").await?;
+    ensure!(
+        session.number("select count(*) from pg_trigger where tgrelid = 'article'::regclass").await? == 0,
+        "the guard is there"
+    );
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The names in a row's `applied_upgrades`.
 
 /// Begins what stands among the names of a row on its way from one partition to another.
-const OUTDATED: &str = "~migrator outdated ";
+pub const OUTDATED: &str = "~migrator outdated ";
 
 /// A row's names, in the order in which they were found: no NULL, none twice, whatever dimensions the array had.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -14,7 +14,7 @@ pub fn fresh_snapshots(what: &str) -> Result<(), Failure> {
             code::ACTIVE_TRANSACTION,
             format!("{what} needs a transaction of isolation level READ COMMITTED"),
         )
-        .detail("A snapshot that is older than the key log would lose updates. Nothing was changed.")
+        .detail("With its older snapshot it would miss what others have written since. Nothing was changed.")
         .hint("Call it outside BEGIN, or after SET TRANSACTION ISOLATION LEVEL READ COMMITTED."));
     }
     Ok(())

@@ -163,6 +163,7 @@ fn may_read_view(table: pg_sys::Oid, caller: pg_sys::Oid) -> Result<bool, Failur
         spi::fetch_read_only(
             "select pg_catalog.has_table_privilege($2, c.oid, 'select') as may from migrator.upgraded u \
              join pg_catalog.pg_namespace n on n.nspname = u.view_schema join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = u.view_name \
+               and c.relkind = 'v' and c.relowner = (select t.relowner from pg_catalog.pg_class t where t.oid = u.relation) \
              where u.relation = $1",
             &[table.into(), caller.into()],
         )

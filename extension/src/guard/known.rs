@@ -26,6 +26,8 @@ pub struct Known {
     pub tries_marks: bool,
     /// Whether anything may refuse a row for its names: then none is set but with values that were tried.
     pub refuses_marks: bool,
+    /// Whether the guard is a partition's, and the other partitions have it too.
+    pub is_clone: bool,
     /// For each upgrade.
     pub columns: Vec<Columns>,
     /// For each upgrade, its expressions, prepared at first use.
@@ -109,7 +111,7 @@ pub unsafe fn of(table: pg_sys::Relation, trigger: *const pg_sys::Trigger) -> Op
             return Some(known);
         }
         let reading = Reading::begin();
-        let known = Rc::new(read(table, text)?);
+        let known = Rc::new(read(table, text, (*trigger).tgisclone)?);
         drop(reading);
         KNOWN.with_borrow_mut(|all| all.insert(oid, known.clone()));
         Some(known)
@@ -131,7 +133,7 @@ pub unsafe fn trigger_of(table: pg_sys::Relation) -> Option<*const pg_sys::Trigg
     }
 }
 
-unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
+unsafe fn read(table: pg_sys::Relation, text: &CStr, is_clone: bool) -> Option<Known> {
     let text = text.to_str().ok()?.to_owned();
     let mut definition: Definition = serde_json::from_str(&text).ok()?;
     // SAFETY: the caller's open relation.
@@ -184,6 +186,7 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr) -> Option<Known> {
             marks,
             tries_marks,
             refuses_marks,
+            is_clone,
             columns,
             trees,
             written: Written::default(),

@@ -124,13 +124,10 @@ impl<'a> Row<'a> {
             if matches!(self.applier, Applier::Batch { limit } if applied >= limit) && derives(act) {
                 act = Act::Leave;
             }
-            if act == Act::Keep
-                && !safe
-                && !upgrade.is_application()
-                && known.refuses_marks
-                && !before.has(&upgrade.name)
-            {
-                act = Act::Leave;
+            // Nor may a name that the writer did not write himself make his statement fail.
+            let is_refusable = known.refuses_marks && !safe && !upgrade.is_application() && !before.has(&upgrade.name);
+            if act == Act::Keep && is_refusable && self.applier == Applier::Writer {
+                act = if upgrade.deferred { Act::Leave } else { Act::DeriveOthers };
             }
             match act {
                 Act::Keep => marks.set(&upgrade.name),
@@ -163,7 +160,7 @@ impl<'a> Row<'a> {
         }
         // Outputs that a batch would have made anew must not pass for what the writer gave where it goes: a note goes with them.
         // SAFETY: the caller's.
-        if !left.is_empty() && unsafe { self.moves() } {
+        if !left.is_empty() && known.is_clone && unsafe { self.moves() } {
             left.into_iter().for_each(|upgrade| marks.set_outdated(upgrade));
         }
         if marks != before || !clean {
@@ -176,13 +173,16 @@ impl<'a> Row<'a> {
 
     /// Whether it is stored in another partition than it was: as a new row, of which nobody can tell any more what changed.
     unsafe fn moves(&self) -> bool {
-        // SAFETY: the caller's open relation.
-        unsafe {
-            let may_move = self.old.is_some() && (*(*self.table).rd_rel).relispartition;
-            may_move
-                && self.applier != Applier::Reader
-                && !run::of(self.table, self.known).stays(&self.new.values, &self.new.nulls)
+        if self.old.is_none() || self.applier == Applier::Reader {
+            return false;
         }
+        let run = match &self.run {
+            Some((run, _)) => run.clone(),
+            // SAFETY: the caller's open relation.
+            None => unsafe { run::of(self.table, self.known) },
+        };
+        // SAFETY: the run is of this table.
+        unsafe { !run.stays(&self.new.values, &self.new.nulls) }
     }
 
     /// The table that it is a row of.
@@ -216,7 +216,9 @@ impl<'a> Row<'a> {
         let count = (0..columns.outputs.len()).filter(|place| written(*place)).count();
         // SAFETY: places of columns of this row.
         let inputs = columns.lost || unsafe { columns.inputs.iter().any(|place| self.is_changed(*place)) };
-        Written { had, has, inputs, outputs: count > 0, all: count > 0 && count == columns.outputs.len() }
+        // Of those that are away nobody can tell.
+        let all = count > 0 && count == self.known.definition.upgrades[upgrade].outputs().count();
+        Written { had, has, inputs, outputs: count > 0, all }
     }
 
     unsafe fn is_changed(&self, place: usize) -> bool {

@@ -84,7 +84,7 @@ pub unsafe fn of(table: pg_sys::Relation, known: &Rc<Known>) -> Rc<Run> {
     // SAFETY: the caller's relation.
     let oid = unsafe { (*table).rd_id.to_u32() };
     let fits = |run: &&Rc<Run>| run.table == oid && Rc::ptr_eq(&run.known, known);
-    let is_old = RUNS.with_borrow(|runs| runs.len() >= KEPT || runs.iter().any(|run| run.statement != statement));
+    let is_old = RUNS.with_borrow(|runs| runs.iter().any(|run| run.statement != statement));
     if is_old {
         // Dropped only when they are borrowed no more: a busy one stays with its row.
         forget();
@@ -96,7 +96,11 @@ pub unsafe fn of(table: pg_sys::Relation, known: &Rc<Known>) -> Rc<Run> {
     // SAFETY: see Run::begin(). Where the other one is busy, this one lives for one row.
     let run = Rc::new(unsafe { Run::begin(statement, table, known.clone()) });
     if found.is_none() {
-        RUNS.with_borrow_mut(|runs| runs.push(run.clone()));
+        let oldest = RUNS.with_borrow_mut(|runs| {
+            runs.push(run.clone());
+            (runs.len() > KEPT).then(|| runs.remove(0))
+        });
+        drop(oldest);
     }
     run
 }

@@ -12,7 +12,7 @@ use crate::engine::sync::warn_of_standbys;
 use crate::guard::{Refusal, TRIGGER};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal, plain};
-use migrator_core::upgrade::{COLUMN, Definition};
+use migrator_core::upgrade::{COLUMN, Definition, Upgrade};
 use pgrx::{JsonB, pg_sys};
 use serde::Deserialize;
 use serde_json::json;
@@ -249,6 +249,11 @@ fn unlike(table: &Upgraded, definition: &Definition) -> Result<Option<Failure>, 
         return Ok(Some(Failure::new(code::UNDEFINED_COLUMN, format!("column {} of table {name}, which an upgrade names, is not there", plain(gone.as_str())))
             .hint("Bring it back under that name, or retire the upgrade: select migrator.retire_upgrade(…, incomplete => true);")));
     }
+    let elsewhere = |upgrade: &&Upgrade| upgrade.in_place && upgrade.numbers != numbers::of(&columns, upgrade);
+    if let Some(upgrade) = definition.upgrades.iter().find(elsewhere) {
+        return Ok(Some(Failure::new(code::NOT_IN_STATE, format!("columns of table {name} that upgrade {} makes out of themselves are in another place than they were", plain(&upgrade.name)))
+            .hint("They were dropped and added again, or the table was restored from a dump. Resuming tells the guard.")));
+    }
     if let Err(behind) = register::last_to_fire(&table.relation) {
         return Ok(Some(behind));
     }
@@ -258,7 +263,7 @@ fn unlike(table: &Upgraded, definition: &Definition) -> Result<Option<Failure>, 
         "select g.name, g.what from (select m.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as name, \
              case when t.oid is null then 'is gone' when t.tgenabled <> 'A' then 'was switched off' \
                when t.tgfoid <> 'migrator._guard()'::pg_catalog.regprocedure \
-                 or pg_catalog.convert_from(pg_catalog.substr(t.tgargs, 1, greatest(0, pg_catalog.length(t.tgargs) - 1)), pg_catalog.getdatabaseencoding()) <> $3 \
+                 or t.tgargs <> pg_catalog.convert_to($3, pg_catalog.getdatabaseencoding()) || '\\x00'::bytea \
                  then 'is not the one that was put there' end as what \
            from (select $1::oid as oid union select p.relid from pg_catalog.pg_partition_tree($1::oid::pg_catalog.regclass) p) m \
            join pg_catalog.pg_class c on c.oid = m.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace \

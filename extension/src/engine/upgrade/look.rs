@@ -4,13 +4,14 @@
 use super::complete;
 use super::install;
 use super::table::{self, Registered, Upgraded};
+use crate::catalog::definition;
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
 use crate::guard::{Refusal, TRIGGER};
 use migrator_core::failure::Failure;
-use migrator_core::ident::Name;
-use migrator_core::upgrade::all_marked;
+use migrator_core::ident::{Ident, Name};
 use migrator_core::upgrade::sweep::{Table, strange};
+use migrator_core::upgrade::{COLUMN, all_marked};
 use pgrx::pg_sys;
 use serde::Deserialize;
 use serde_json::json;
@@ -35,8 +36,17 @@ pub fn any_has(table: &Relation, name: &str) -> Result<bool, Failure> {
     ask(table, &of(table, &table.name).any(name, true))
 }
 
-/// Whether rows have names that are not registered: of a later version of the application, perhaps.
+/// Whether the table still has the column of names.
+pub fn has_names(table: &Upgraded) -> Result<bool, Failure> {
+    Ok(definition::columns(table.relation.oid)?.iter().any(|column| column.name == Ident::from(COLUMN)))
+}
+
+/// Whether rows have names that are not registered: of a later version of the application, perhaps. Where the column is gone that
+/// cannot be told.
 pub fn any_other(table: &Upgraded) -> Result<bool, Failure> {
+    if !has_names(table)? {
+        return Ok(true);
+    }
     let registered = table.registered()?;
     let names = registered.iter().map(|upgrade| upgrade.name.as_str());
     ask(&table.relation, &of(&table.relation, &table.relation.name).any_other(names))

@@ -11,7 +11,7 @@ use crate::catalog::spi;
 use crate::engine::guard;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, Name, literal, plain};
-use migrator_core::upgrade::{COLUMN, Upgrade};
+use migrator_core::upgrade::{COLUMN, OUTDATED, Upgrade};
 use pgrx::pg_sys;
 use serde::Deserialize;
 use serde_json::Value;
@@ -106,6 +106,10 @@ fn name(request: &Request, relation: &Relation, others: &[Registered]) -> Result
     if name.trim().is_empty() || name.len() > LONGEST_NAME {
         return Err(invalid(format!("an upgrade's name has 1 to {LONGEST_NAME} bytes"))
             .hint("Rows remember it: choose a short one, and never the same for something else."));
+    }
+    if name.starts_with(OUTDATED) {
+        return Err(invalid(format!("names that begin with {} are migrator's own", plain(OUTDATED)))
+            .hint("Give the upgrade another name."));
     }
     let table = relation.name.plain();
     match others.iter().find(|other| other.name == *name) {

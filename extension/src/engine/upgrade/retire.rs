@@ -43,7 +43,22 @@ pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static
     spi::execute("delete from migrator.upgrade_lease where upgrade = $1", &[upgrade.id.into()])?;
     table.event("retired", &format!("upgrade {name} was retired"), json!({"upgrade": name, "was": upgrade.state}))?;
     let what = format!("upgrade {} of table {relation} was not retired", plain(name));
-    if at_once && is_last(table, name)? && column_stands_alone(table)? && view::stands_alone(table)? {
+    if !look::has_names(table)? {
+        // Somebody has dropped the column: no row has any name, and what other upgrades need is not there either.
+        let retiring: Vec<Registered> =
+            table.registered()?.into_iter().filter(|other| other.state == "retiring").collect();
+        gone(table, &retiring)?;
+        if table.registered()?.is_empty() {
+            install::apply(table, &what, false, None)?;
+        }
+        return Ok("at once");
+    }
+    if at_once
+        && is_last(table, name)?
+        && only_our_names(table)
+        && column_stands_alone(table)?
+        && view::stands_alone(table)?
+    {
         let swept = attempt(|| drop_all(table, &what));
         match swept {
             Ok(()) => return Ok("at once"),

@@ -7,6 +7,7 @@ use super::retire::Clean;
 use super::sweep::{self, Chunk, Kind, Progress};
 use super::table::{self, Upgraded};
 use super::{complete, install, retire, rewrite};
+use crate::catalog::attempt::attempt;
 use crate::catalog::cost::Meter;
 use crate::catalog::{lock, spi};
 use crate::crash;
@@ -235,7 +236,11 @@ fn decide(table: &Upgraded) -> Result<Step, Failure> {
     if table.state.lacking.unwrap_or(0) > aside {
         return begin(table, Kind::Upgrade);
     }
-    let clean = if retiring { retire::clean(table)? } else { Clean::NotYet };
+    let clean = match if retiring { attempt(|| retire::clean(table)) } else { Ok(Clean::NotYet) } {
+        // Somebody has the table: another turn. What was done for it is undone.
+        Err(busy) if busy.code == code::LOCK_NOT_AVAILABLE => return Ok(Step::wait("cleaning", 1000, busy.message)),
+        clean => clean?,
+    };
     if matches!(clean, Clean::Done) {
         return Ok(Step::new("cleaning"));
     }

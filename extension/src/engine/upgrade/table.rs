@@ -289,7 +289,7 @@ pub fn define(key: Vec<Ident>, registered: &[Registered]) -> Definition {
     definition
 }
 
-/// The table, and of a partitioned one its partitions, in the order in which PostgreSQL locks them.
+/// The table, and of a partitioned one its partitions, those above before those below.
 pub fn tree(relation: &Relation) -> Result<Vec<u32>, Failure> {
     #[derive(Deserialize)]
     struct Member {

@@ -103,7 +103,10 @@ pub fn stands_alone(upgraded: &Upgraded) -> Result<bool, Failure> {
            and not exists (select from pg_catalog.pg_description d where d.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.objoid = $1) \
            and not exists (select from pg_catalog.pg_seclabel l where l.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass and l.objoid = $1) \
            and not exists (select from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attacl is not null) \
-           and not exists (select from pg_catalog.pg_rewrite r where r.ev_class = $1 and r.rulename <> '_RETURN') as alone",
+           and not exists (select from pg_catalog.pg_rewrite r where r.ev_class = $1 and r.rulename <> '_RETURN') \
+           and not exists (select from pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) x where c.oid = $1 and x.grantee <> c.relowner \
+             and (x.is_grantable or x.privilege_type not in ('SELECT', 'INSERT', 'UPDATE', 'DELETE'))) \
+           and exists (select from pg_catalog.pg_class c where c.oid = $1 and coalesce(c.reloptions, '{}') <@ array['security_invoker=true']) as alone",
         &[pg_sys::Oid::from(oid(&name)?).into()],
     )?;
     Ok(found.alone)
@@ -121,7 +124,7 @@ pub fn make(
         raise::warn(
             Failure::new("42P07", format!("{} is not the view of table {} any more", name.plain(), table.name.plain()))
                 .detail("Somebody has made another relation of that name, which stays as it is. Upgrades go on, and no view shows rows with them.")
-                .hint("Rename or drop it: the next call that changes what is registered makes the view again."),
+                .hint("Rename or drop it, and call migrator.resume_upgrades(…): the view is made again then."),
         );
         return Ok(());
     }
@@ -170,6 +173,11 @@ pub fn name(upgraded: Option<&Upgraded>, table: &Relation, wanted: Option<&str>)
         (Some(schema), Some(name), None) => Name { schema: schema.clone(), name: name.clone() },
         (Some(schema), Some(name), Some(wanted)) if name.as_str() == wanted => {
             Name { schema: schema.clone(), name: name.clone() }
+        }
+        (Some(schema), Some(name), Some(wanted))
+            if is_taken(&Name { schema: schema.clone(), name: name.clone() }, table)? =>
+        {
+            new_name(table, Some(wanted))?
         }
         (Some(schema), Some(name), Some(_)) => {
             let is = Name { schema: schema.clone(), name: name.clone() };
