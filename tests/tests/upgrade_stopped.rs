@@ -97,8 +97,13 @@ async fn two_workers_and_a_stopped_one(server: Server) -> Result<()> {
         ensure!(Instant::now() < deadline, "nobody ends the session that is stopped");
         workers[0].step().await?;
     }
-    let whom = session.value(&format!("select string_agg(distinct detail ->> 'pid', ' ') {overtaken}")).await?;
-    ensure!(whom == pid.to_string(), "{whom} was ended and not {pid}");
+    // It cannot end while it is stopped, and is told so again when it has had twice as long: people are told once.
+    until(&session, &format!("clock_timestamp() - xact_start > '1 s' from pg_stat_activity where pid = {pid}")).await?;
+    for worker in &mut workers {
+        worker.step().await?;
+    }
+    let whom = session.value(&format!("select string_agg(detail ->> 'pid', ' ') {overtaken}")).await?;
+    ensure!(whom == pid.to_string(), "ended were {whom}, and not once {pid}");
     signal(pid, "CONT").await?;
     match hanging.await? {
         Err(error) => ensure!(error.is_lost(), "the worker that was stopped was told: {error}"),

@@ -293,6 +293,9 @@ fn nothing_to_claim(table: &Upgraded, kind: Kind, lease_ms: i32) -> Result<Step,
     if sum.done < sum.chunks {
         for holder in sweep::overdue(table, lease_ms)? {
             spi::execute("select pg_catalog.pg_terminate_backend($1)", &[holder.pid.into()])?;
+            if holder.told {
+                continue;
+            }
             table.event(
                 "overtaken",
                 &format!("session {} held chunk {} for longer than its lease and was ended", holder.pid, holder.number),
