@@ -2,11 +2,11 @@
 //!
 //! Compiled in only with the feature `crash-points`; without it each point is an empty inline function.
 //! `set migrator.crash_at = 'NAME:ACTION'`, ACTION one of `error`, `kill` (SIGKILL of this backend) and
-//! `wait` (until the advisory lock 7331 is free, so that a test decides when to go on).
+//! `wait` (until the advisory lock 7331 is free, so that a test decides when to go on, whatever `lock_timeout` is in force).
 
 #[cfg(feature = "crash-points")]
 mod points {
-    use crate::catalog::spi;
+    use crate::catalog::{role, spi};
     use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
     use std::ffi::CString;
 
@@ -37,7 +37,8 @@ mod points {
                 libc::kill(libc::getpid(), libc::SIGKILL);
             },
             "wait" => {
-                spi::execute("select pg_catalog.pg_advisory_lock(7331), pg_catalog.pg_advisory_unlock(7331)", &[])
+                let wait = "select pg_catalog.pg_advisory_lock(7331), pg_catalog.pg_advisory_unlock(7331)";
+                role::with_settings(&[("lock_timeout", "0")], || spi::execute(wait, &[]))
                     .expect("an advisory lock can be waited for");
             }
             other => pgrx::error!("crash point {name}: unknown action {other}"),

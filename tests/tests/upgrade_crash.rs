@@ -1,11 +1,9 @@
 //! Death at every point while rows are upgraded by something that must not be done twice: each row exactly once.
 
+use migrator_tests::counted::{Application, UNFIT, WRONG, lay_out};
+use migrator_tests::strike::{noticed, strike};
 use migrator_tests::upgrades::{Worker, states};
 use migrator_tests::*;
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 for_each_server!(
@@ -16,78 +14,41 @@ for_each_server!(
     answers_that_are_lost,
 );
 
-/// Rows that were there have twice their number; rows that came meanwhile were written as new ones.
-const WRONG: &str = "select count(*) from counted where x <> 2 * id or not applied_upgrades @> '{twice}'";
-
-async fn lay_out(session: &Session) -> Result<()> {
-    session
-        .run(
-            "create table counted (id bigint primary key, x bigint not null, touched int not null default 0);
-             insert into counted (id, x) select g, g from generate_series(1, 4000) g",
-        )
-        .await?;
-    session
-        .run("select migrator.register_upgrade('counted', 'twice', '{\"x\": \"x * 2\"}', safe_in_place => true, batch_size => 150)")
-        .await?;
-    Ok(())
-}
-
-/// Writers touch other columns and insert rows of the new shape; what they were told is committed stays.
-async fn write(database: Database, seed: u64, stop: Arc<AtomicBool>) -> Result<i64> {
-    let mut random = StdRng::seed_from_u64(seed);
-    let (mut next, mut session, mut written) = (10_000 + i64::try_from(seed % 1000)? * 100_000, None, 0);
-    while !stop.load(Ordering::Relaxed) {
-        if session.is_none() {
-            session = database.connect_as("postgres", "writer").await.ok();
-        }
-        let Some(open) = &session else {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            continue;
-        };
-        let sql = if random.random_bool(0.5) {
-            next += 1;
-            format!("insert into counted (id, x) values ({next}, {})", 2 * next)
-        } else {
-            format!("update counted set touched = touched + 1 where id = {}", random.random_range(1..4000))
-        };
-        match open.run(&sql).await {
-            Ok(_) => written += 1,
-            Err(error) if error.is_lost() || error.code.starts_with("57P") => session = None,
-            Err(error) if error.is_worth_retrying() => {}
-            Err(error) => return Err(error.into()),
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    Ok(written)
-}
+const ROWS: i64 = 4000;
+/// Rows of the sweep that committed batches have written.
+const WRITTEN: &str = "select coalesce(sum(written), 0) from migrator.sweep_chunk where relation = 'counted'::regclass";
 
 async fn each_row_once_whoever_dies(server: Server) -> Result<()> {
     let cluster = server.cluster(&cluster::DURABLE).await?;
     let database = Database::create(&cluster, true).await?;
-    lay_out(&database.connect().await?).await?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (1..3).map(|seed| tokio::spawn(write(database.clone(), seed, stop.clone()))).collect();
+    lay_out(&database.connect().await?, ROWS, 150).await?;
+    let application = Application::start(&database, ROWS);
     for point in ["step.claimed", "step.written", "step.done", "step.alone", "step.verified"] {
         for action in ["error", "kill"] {
-            strike(&database, point, action).await?;
-            cluster.wait_until_up().await?;
+            let batch = !["step.alone", "step.verified"].contains(&point);
+            if batch {
+                // In the middle of the sweep: some batches are committed, and some are to come.
+                let mut worker = Worker::new(&database, "counted", "one").await?;
+                let before = worker.session().number(WRITTEN).await?;
+                while worker.session().number(WRITTEN).await? < before + 300 {
+                    let step = worker.until(|step| step.rows > 0 || step.done).await?;
+                    ensure!(step.state == "upgrading", "{point}:{action}: {step:?}");
+                }
+            }
+            strike(&cluster, &database, "counted", point, action).await?;
+            let session = database.connect().await?;
+            let unfit = session.number(UNFIT).await?;
+            ensure!(unfit == 0, "after {action} at {point}: {unfit} rows and their names do not fit");
+            let left = "select count(*) from counted where not applied_upgrades @> '{twice}'";
+            ensure!(!batch || session.number(left).await? > 0, "{point}:{action}: it did not strike in the middle");
         }
-    }
-    // And at any time, the server itself.
-    for _ in 0..2 {
-        let session = database.connect().await?;
-        session.run("select migrator.verify_upgrades('counted')").await?;
-        cluster.crash().await?;
-        cluster.wait_until_up().await?;
     }
     let mut worker = Worker::new(&database, "counted", "last").await?;
     let step = worker.run().await?;
     ensure!(step.state == "complete", "{step:?}");
-    stop.store(true, Ordering::Relaxed);
-    for writer in writers {
-        ensure!(writer.await?? > 20, "a writer hardly wrote");
-    }
     let session = database.connect().await?;
+    application.more(20).await?;
+    application.end(&session).await?;
     let wrong = session.number(WRONG).await?;
     ensure!(wrong == 0, "{wrong} rows were not upgraded exactly once");
     ensure!(states(&session, "counted").await? == "twice=complete", "{}", states(&session, "counted").await?);
@@ -104,58 +65,11 @@ async fn each_row_once_whoever_dies(server: Server) -> Result<()> {
     Ok(())
 }
 
-/// The server may still accept connections, until it has noticed that a backend died: then it ends them all.
-async fn noticed(witness: &Session) -> Result<()> {
-    let deadline = Instant::now() + change::PATIENCE;
-    while witness.run("select 1").await.is_ok() {
-        ensure!(Instant::now() < deadline, "the server did not notice that a backend died");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
-}
-
-/// Steps until the point has struck. Every row is as it should be at that time, with or without its name.
-async fn strike(database: &Database, point: &str, action: &str) -> Result<()> {
-    let deadline = Instant::now() + change::PATIENCE;
-    let witness = database.connect_as("postgres", "test:witness").await?;
-    loop {
-        ensure!(Instant::now() < deadline, "the crash point {point} is never passed");
-        let Ok(session) = database.connect_as("postgres", "test:crash").await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        if session
-            .run(&format!("set migrator.lease = '300 ms'; set migrator.crash_at = '{point}:{action}'"))
-            .await
-            .is_err()
-        {
-            continue;
-        }
-        // A worker's name outlives its session, so what a dead one held is not waited for.
-        match session.row("select done, state from migrator.step('counted', 'one')").await {
-            Ok(row) if row[0] == "t" => {
-                session.run("set migrator.crash_at = ''; select migrator.verify_upgrades('counted')").await?;
-            }
-            Ok(_) => {}
-            Err(_) => break,
-        }
-    }
-    if action == "kill" {
-        noticed(&witness).await?;
-    }
-    if action == "error" {
-        let wrong =
-            "select count(*) from counted where x <> case when applied_upgrades @> '{twice}' then 2 * id else id end";
-        ensure!(witness.number(wrong).await? == 0, "after an error at {point}: rows and names do not fit");
-    }
-    Ok(())
-}
-
 /// A worker hangs in the middle of its batch for longer than its lease; another takes the chunk over; the first wakes up.
 async fn a_worker_that_was_overtaken_cannot_commit(server: Server) -> Result<()> {
     let database = server.database().await?;
     let session = database.connect().await?;
-    lay_out(&session).await?;
+    lay_out(&session, ROWS, 150).await?;
     session.run("select pg_advisory_lock(7331)").await?;
     let stopped = database.connect_as("postgres", "stopped").await?;
     stopped.run("set migrator.crash_at = 'step.done:wait'").await?;
@@ -191,7 +105,7 @@ async fn a_worker_that_was_overtaken_cannot_commit(server: Server) -> Result<()>
 async fn answers_that_are_lost(server: Server) -> Result<()> {
     let database = server.database().await?;
     let session = database.connect().await?;
-    lay_out(&session).await?;
+    lay_out(&session, ROWS, 150).await?;
     let marked = "select count(*) from counted where applied_upgrades @> '{twice}'";
     let mut lost = 0;
     let deadline = Instant::now() + change::PATIENCE;

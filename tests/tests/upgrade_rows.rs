@@ -28,7 +28,7 @@ async fn keys_of_every_kind(server: Server) -> Result<()> {
         ),
         ("a uuid primary key", "select gen_random_uuid() from generate_series(1, 3000)"),
         ("a int, b text, primary key (a, b)", "select g % 3, 'k' || g || ' \"'' \\' from generate_series(1, 3000) g"),
-        ("a int not null, b int not null, unique (a, b)", "select 7, g from generate_series(1, 3000) g"),
+        ("a int not null, b int not null, unique (a, b)", "select 7, g from generate_series(1, 10000) g"),
         ("a text collate \"C\" primary key", "select chr(33 + g % 90) || g from generate_series(1, 3000) g"),
         (
             "a timestamptz primary key",

@@ -5,6 +5,7 @@ use super::complete;
 use super::keyset::Keyset;
 use super::table::{Registered, Upgraded};
 use crate::catalog::spi;
+use crate::crash;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{literal, plain};
 use migrator_core::upgrade::Upgrade;
@@ -41,6 +42,7 @@ pub fn retry(table: &Upgraded, name: Option<&str>, key: Option<&str>) -> Result<
     keys.dedup();
     let (definition, keyset) = (table.definition()?, Keyset::of(table)?);
     let done = Batch::whole(table, &definition, &keyset).keys(keys, usize::MAX)?;
+    crash::point("retry_failed.written");
     complete::forget_what_is_mended(table)?;
     let mut mended = 0;
     for upgrade in registered.iter().filter(|upgrade| of(upgrade)) {
@@ -84,6 +86,7 @@ pub fn waive(table: &Upgraded, name: &str, key: Option<&str>, reason: Option<&st
     }
     let state = look(&keyset, &wanted, &keys)?;
     let waived = mark(&keyset, &registered, wanted.upgrade, &state.ready)?;
+    crash::point("waive_failed.written");
     let left = keys.len() - waived.len() - state.settled.len();
     forget(table, registered.id, waived.iter().chain(&state.settled))?;
     nobody_has(table, registered.id, &waived)?;

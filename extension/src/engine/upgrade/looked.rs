@@ -3,6 +3,7 @@
 //! Rows that lack something and were neither locked nor written are in other hands, and are done later: so they have to be
 //! counted. A count by SQL would read each row of the batch a second time.
 
+use crate::crash;
 use std::cell::Cell;
 
 /// Rows that a statement looked at.
@@ -28,6 +29,8 @@ pub fn at<T>(statement: impl FnOnce() -> T) -> (T, Looked) {
 
 /// Counts a row, and tells again whether it lacks something.
 pub fn count(lacks: bool) -> bool {
+    // Within the statement, which has its snapshot, and has not locked this row.
+    crash::point("step.looked");
     let before = LOOKED.get();
     LOOKED.set(Looked { rows: before.rows + 1, lacking: before.lacking + i64::from(lacks) });
     lacks

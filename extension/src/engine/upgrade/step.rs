@@ -298,17 +298,14 @@ fn nothing_to_claim(table: &Upgraded, kind: Kind, lease_ms: i32) -> Result<Step,
     if sum.done < sum.chunks {
         for holder in sweep::overdue(table, lease_ms)? {
             spi::execute("select pg_catalog.pg_terminate_backend($1)", &[holder.pid.into()])?;
-            // Whoever does not end at once is told to again and again.
-            if holder.is_new {
-                table.event(
-                    "overtaken",
-                    &format!(
-                        "session {} held chunk {} for longer than its lease and was ended",
-                        holder.pid, holder.number
-                    ),
-                    json!({"pid": holder.pid, "chunk": holder.number}),
-                )?;
+            if holder.told {
+                continue;
             }
+            table.event(
+                "overtaken",
+                &format!("session {} held chunk {} for longer than its lease and was ended", holder.pid, holder.number),
+                json!({"pid": holder.pid, "chunk": holder.number}),
+            )?;
         }
         return Ok(Step::wait(state(kind), 100, "what is left is in the hands of other workers"));
     }
@@ -490,8 +487,10 @@ fn aim(table: &Upgraded) -> Aim {
 
 /// The run stops when more rows fail than the larger of 100 and a thousandth of those that it has passed: why.
 fn over_budget(table: &Upgraded) -> Result<Option<String>, Failure> {
-    let aside = complete::set_aside(table)? - table.state.forgiven;
-    let budget = (sweep::sum(table)?.rows / 1000).max(100);
+    let aside = complete::failed_in_sweep(table)?;
+    // A batch that was cut short has not passed its range, and what failed in it counts: so does what it wrote.
+    let sum = sweep::sum(table)?;
+    let budget = (sum.rows.max(sum.written) / 1000).max(100);
     if aside <= budget {
         return Ok(None);
     }

@@ -172,17 +172,16 @@ pub fn claim(table: &Upgraded, worker: &str, lease_ms: i32) -> Result<Option<Chu
 pub struct Overdue {
     pub pid: i32,
     pub number: i32,
-    /// It was not told before.
-    pub is_new: bool,
+    /// It was ended before, and is still there: a process that is stopped ends when it goes on.
+    pub told: bool,
 }
 
 /// The holders of chunks whose transaction is older than the lease, twice that where the one before was ended too, and so on: a row
 /// that takes longer than a lease is done all the same. A chunk is held by its row, whose xmax is the holder's transaction. Whoever drives the whole in one transaction (`ensure_upgraded`) says so by a lock, and is waited for.
 pub fn overdue(table: &Upgraded, lease_ms: i32) -> Result<Vec<Overdue>, Failure> {
     spi::fetch(
-        "select a.pid, k.number, not exists (select from migrator.upgrade_event e join migrator.upgraded u on u.relation = e.relation \
-             where e.relation = k.relation and e.kind = 'overtaken' and e.at > u.sweep_began and e.at > a.xact_start \
-               and e.detail -> 'chunk' = pg_catalog.to_jsonb(k.number) and e.detail -> 'pid' = pg_catalog.to_jsonb(a.pid)) as is_new \
+        "select a.pid, k.number, exists (select from migrator.upgrade_event e where e.relation = k.relation and e.kind = 'overtaken' \
+             and e.detail -> 'chunk' = pg_catalog.to_jsonb(k.number) and e.detail -> 'pid' = pg_catalog.to_jsonb(a.pid) and e.at > a.xact_start) as told \
          from migrator.sweep_chunk k \
          join pg_catalog.pg_locks l on l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted and l.transactionid = k.xmax \
          join pg_catalog.pg_stat_activity a on a.pid = l.pid and a.pid <> pg_catalog.pg_backend_pid() \

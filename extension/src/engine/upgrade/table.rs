@@ -34,7 +34,6 @@ pub struct State {
     pub paused: bool,
     pub blocked: Option<String>,
     pub blocked_hint: Option<String>,
-    pub forgiven: i64,
     /// The server's load holds it, as far as was noted.
     pub held: bool,
     pub sweep: i64,
@@ -76,7 +75,7 @@ impl Upgraded {
     pub fn find(oid: u32) -> Result<Option<Upgraded>, Failure> {
         let state: Option<State> = spi::fetch_optional(
             "select u.generation, u.view_schema, u.view_name, u.batch_size, u.cleanup_batch_size, u.target_ms, \
-             u.paused_at is not null as paused, u.blocked, u.blocked_hint, u.forgiven, u.held_since is not null as held, u.sweep, u.sweep_kind, u.sweep_generation, u.key, u.rows_total, u.rows_vacuumed, u.verified_at is not null as verified, u.lacking, u.strangers, u.column_added, u.may_be_left, u.view_query, \
+             u.paused_at is not null as paused, u.blocked, u.blocked_hint, u.held_since is not null as held, u.sweep, u.sweep_kind, u.sweep_generation, u.key, u.rows_total, u.rows_vacuumed, u.verified_at is not null as verified, u.lacking, u.strangers, u.column_added, u.may_be_left, u.view_query, \
              coalesce(u.verified_at + greatest(interval '1 minute', 20 * u.verify_took) < pg_catalog.clock_timestamp(), true) as verify_due \
              from migrator.upgraded u where u.relation = $1",
             &[pg_sys::Oid::from(oid).into()],
