@@ -53,6 +53,8 @@ pub struct Decision {
 
 /// A quarter of the speed: others are waiting, or may be worse off than can be seen.
 const QUARTER: Effect = Effect::Slow(4);
+/// Seconds for which a standby that is gone holds everything.
+const PATIENCE: f64 = 600.0;
 /// Half of it: the server has more to do than usual.
 const HALF: Effect = Effect::Slow(2);
 
@@ -196,9 +198,10 @@ impl Look<'_> {
                 continue;
             }
             // One that does not answer may be any time behind: that it is gone is not that it has no lag. It is waited for as one
-            // that lags is, and not for ever: one that was taken away for good is expected no longer by then.
+            // that lags is, but not for ever: it may have been taken away for good.
             let reason = format!("standby {} was streaming within the last {expected} and is gone", lost.standby);
-            self.raise(Signal::LostStandby, &lost.standby, Effect::Hold, reason);
+            let effect = if lost.seconds <= PATIENCE { Effect::Hold } else { QUARTER };
+            self.raise(Signal::LostStandby, &lost.standby, effect, reason);
             let longest = self.found.values.entry(Signal::LostStandby).or_insert(lost.seconds);
             *longest = longest.max(lost.seconds);
         }

@@ -71,7 +71,10 @@ fn each_standby_has_a_hysteresis_of_its_own() {
 #[test]
 fn a_standby_that_is_gone_is_not_one_without_lag() {
     let lost = |seconds| Seen { lost: Some(vec![Lost { standby: "b/local".into(), seconds }]), ..Seen::default() };
-    assert_eq!(letters(&[lost(0.0), lost(3600.0), lost(3601.0), Seen::default()]), "HHGG");
+    assert_eq!(
+        letters(&[lost(0.0), lost(600.0), lost(601.0), lost(3600.0), lost(3601.0), Seen::default()]),
+        "HHS4S4GG"
+    );
     assert!(reason(one(lost(5.0))).contains("standby b/local"));
 }
 

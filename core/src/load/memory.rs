@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Memory {
+    timeline: String,
     standbys: BTreeMap<String, Standby>,
     lock_waits: Option<Average>,
     active: Option<Average>,
@@ -60,6 +61,14 @@ const USUAL_UP: f64 = 600.0;
 const USUAL_DOWN: f64 = 60.0;
 
 impl Memory {
+    /// The server's timeline: after a failover the standbys of another server are none of this one's, which was among them itself.
+    pub fn on_timeline(&mut self, timeline: &str) {
+        if self.timeline != timeline {
+            self.standbys.clear();
+            timeline.clone_into(&mut self.timeline);
+        }
+    }
+
     /// How far each standby is behind, and who is missing.
     ///
     /// A standby's own measure grows only while it answers, and says nothing while it is not connected. So a place in the
@@ -134,6 +143,17 @@ mod tests {
 
     fn lag(memory: &mut Memory, replayed: u64, written: u64, at: f64) -> f64 {
         memory.standbys(&reading(replayed, None), written, at, 3600.0).0[0].seconds
+    }
+
+    #[test]
+    fn after_a_failover_nobody_is_missed() {
+        let mut memory = Memory::default();
+        memory.on_timeline("00000001");
+        memory.standbys(&reading(100, None), 100, 1000.0, 3600.0);
+        memory.on_timeline("00000001");
+        assert_eq!(memory.standbys(&[], 100, 1001.0, 3600.0).1.len(), 1);
+        memory.on_timeline("00000002");
+        assert!(memory.standbys(&[], 100, 1002.0, 3600.0).1.is_empty());
     }
 
     #[test]

@@ -286,7 +286,7 @@ fn comparable(type_name: &str, other: i64) -> Result<bool, Failure> {
              or exists (select from pg_catalog.pg_cast c where c.castcontext = 'i' and (c.castsource, c.casttarget) in ((t.mine, t.other), (t.other, t.mine))) as found \
          from (select coalesce(nullif(m.typbasetype, 0), m.oid) as mine, coalesce(nullif(o.typbasetype, 0), o.oid) as other \
                from pg_catalog.pg_type m, pg_catalog.pg_type o \
-               where m.oid = pg_catalog.to_regtype(pg_catalog.regexp_replace($1, '\\(.*\\)', '')) and o.oid = $2::pg_catalog.int8::pg_catalog.oid) t",
+               where m.oid = pg_catalog.to_regtype(pg_catalog.regexp_replace($1, E'\\\\(.*\\\\)', '')) and o.oid = $2::pg_catalog.int8::pg_catalog.oid) t",
         &[type_name.into(), other.into()],
     )?;
     Ok(found.is_none_or(|found| found.found))

@@ -1,7 +1,10 @@
 //! What a column has where an INSERT leaves it out: so what was written can be told from what was not.
 
 use super::image;
+use super::refuses::FIRST_OF_OTHERS;
+use crate::catalog::attempt::attempt;
 use crate::catalog::bulk::attribute;
+use crate::catalog::walk::Found;
 use pgrx::{FromDatum, pg_sys};
 
 /// The values that a column may have that nobody wrote; NULL always is one.
@@ -42,11 +45,7 @@ pub unsafe fn of(
         let inherited = above.iter().map(|parent| stored(*parent, pg_sys::get_attnum(*parent, name.cast())));
         let mut constants = vec![];
         for tree in std::iter::once(own).chain(inherited).filter(|tree| !tree.is_null()) {
-            // Nothing is folded here: that would run functions of others as whoever writes the row.
-            if (*tree).type_ != pg_sys::NodeTag::T_Const {
-                return Unwritten::Unknown;
-            }
-            let constant = &*tree.cast::<pg_sys::Const>();
+            let Some(constant) = constant(tree) else { return Unwritten::Unknown };
             if !constant.constisnull {
                 let previous = pg_sys::MemoryContextSwitchTo(context);
                 let length = i32::from(constant.constlen as i16);
@@ -55,6 +54,30 @@ pub unsafe fn of(
             }
         }
         Unwritten::Constants(constants)
+    }
+}
+
+/// The value of a default, if it is the same for all rows. `bigint default 0` is a cast of an int.
+unsafe fn constant<'a>(tree: *mut pg_sys::Node) -> Option<&'a pg_sys::Const> {
+    // SAFETY: the caller's tree, over no table; casts follow the tag.
+    unsafe {
+        let mut tree = tree;
+        if (*tree).type_ != pg_sys::NodeTag::T_Const {
+            let mut found = Found::default();
+            found.walk(tree);
+            // What PostgreSQL itself brings may be run by whoever writes the row, and nothing else.
+            let own = found.refused.is_none() && found.functions.iter().all(|function| *function < FIRST_OF_OTHERS);
+            if !own || pg_sys::contain_mutable_functions(tree) {
+                return None;
+            }
+            // A default that does not fit its column fails each statement that needs it.
+            tree = attempt(|| Ok(pg_sys::eval_const_expressions(std::ptr::null_mut(), tree))).ok()?;
+        }
+        // A domain's value is one of its type below.
+        while (*tree).type_ == pg_sys::NodeTag::T_CoerceToDomain {
+            tree = (*tree.cast::<pg_sys::CoerceToDomain>()).arg.cast();
+        }
+        ((*tree).type_ == pg_sys::NodeTag::T_Const).then(|| &*tree.cast::<pg_sys::Const>())
     }
 }
 

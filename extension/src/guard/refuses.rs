@@ -21,7 +21,7 @@ const ARRAY_OPS: u32 = 2745;
 /// textne; boolne and booleq for those who compare the answer.
 const OF_NAMES: [u32; 10] = [744, 390, 2747, 2748, 2749, 3179, 67, 157, 84, 60];
 /// FirstNormalObjectId (access/transam.h): below it is what PostgreSQL itself brings.
-const FIRST_OF_OTHERS: u32 = 16_384;
+pub const FIRST_OF_OTHERS: u32 = 16_384;
 
 // pgrx does not bind it (catalog/partition.h). The same in PostgreSQL 14 to 18.
 unsafe extern "C-unwind" {

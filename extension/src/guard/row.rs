@@ -177,9 +177,9 @@ impl<'a> Row<'a> {
             return false;
         }
         let run = match &self.run {
-            Some((run, _)) => run.clone(),
+            Some((run, _)) if self.failed.is_none() => run.clone(),
             // SAFETY: the caller's open relation.
-            None => unsafe { run::of(self.table, self.known) },
+            _ => unsafe { run::of(self.table, self.known) },
         };
         // SAFETY: the run is of this table.
         unsafe { !run.stays(&self.new.values, &self.new.nulls) }

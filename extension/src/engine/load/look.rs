@@ -64,6 +64,7 @@ fn forbidden() -> Failure {
 struct Server {
     at: f64,
     written: u64,
+    timeline: String,
     may: bool,
     standbys_wanted: Option<i64>,
     archives: bool,
@@ -78,6 +79,7 @@ fn see(memory: &mut Memory, before: &Decision, limits: &Limits) -> Result<Seen, 
     let standbys = [Signal::ReplayLag, Signal::LostStandby];
     if let Some(readings) = looking.read_statistics::<Reading>(&standbys, STANDBYS, may) {
         let expected = limits.of(Signal::LostStandby).enter;
+        memory.on_timeline(&server.timeline);
         let (lags, lost) = memory.standbys(&readings, server.written, at, expected);
         (seen.replay_lag, seen.lost) = (Some(lags), Some(lost));
     }
@@ -189,8 +191,9 @@ struct SnapshotRow {
 /// plain list for one.
 const SERVER: &str = "select extract(epoch from pg_catalog.clock_timestamp())::pg_catalog.float8 as at, \
     pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), '0/0')::pg_catalog.int8 as written, \
+    pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) as timeline, \
     pg_catalog.pg_has_role('pg_read_all_stats', 'usage') as may, \
-    case when s.names ~ '\\S' then coalesce(pg_catalog.substring(s.names, '(?i)^\\s*(?:(?:first|any)\\s+)?([0-9]+)\\s*\\(')::pg_catalog.int8, 1) end as standbys_wanted, \
+    case when s.names ~ E'\\\\S' then coalesce(pg_catalog.substring(s.names, E'(?i)^\\\\s*(?:(?:first|any)\\\\s+)?([0-9]+)\\\\s*\\\\(')::pg_catalog.int8, 1) end as standbys_wanted, \
     pg_catalog.current_setting('archive_mode') <> 'off' as archives \
     from (select pg_catalog.current_setting('synchronous_standby_names') as names) s";
 

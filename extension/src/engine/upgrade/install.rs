@@ -263,7 +263,7 @@ fn unlike(table: &Upgraded, definition: &Definition) -> Result<Option<Failure>, 
         "select g.name, g.what from (select m.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as name, \
              case when t.oid is null then 'is gone' when t.tgenabled <> 'A' then 'was switched off' \
                when t.tgfoid <> 'migrator._guard()'::pg_catalog.regprocedure \
-                 or t.tgargs <> pg_catalog.convert_to($3, pg_catalog.getdatabaseencoding()) || '\\x00'::bytea \
+                 or t.tgargs <> pg_catalog.convert_to($3, pg_catalog.getdatabaseencoding()) || pg_catalog.decode('00', 'hex') \
                  then 'is not the one that was put there' end as what \
            from (select $1::oid as oid union select p.relid from pg_catalog.pg_partition_tree($1::oid::pg_catalog.regclass) p) m \
            join pg_catalog.pg_class c on c.oid = m.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
@@ -286,7 +286,7 @@ pub fn reinstall(table: &Upgraded) -> Result<bool, Failure> {
     }
     let key = if table::key_stands(table)? { table.key.clone() } else { table::key_of(&table.relation)? };
     let moved = numbers::renew(&table.relation)?;
-    let unseen = view::ours(table)?.is_none();
+    let unseen = view::is_gone(table)?;
     if table::renew_key(table.relation.oid, &key)? || moved || unseen || off.is_some() {
         let what = format!("the guard of table {} could not be put back", table.relation.name.plain());
         apply(&table.again()?, &what, false, None)?;

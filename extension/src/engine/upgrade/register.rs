@@ -449,6 +449,15 @@ impl Reading<'_> {
         if shared.is_empty() || upgrade.is_application() {
             return Ok(upgrade);
         }
+        if upgrade.outputs().count() > 1 {
+            return Err(unsupported(format!(
+                "upgrade {} makes {} out of itself, and writes more than one column",
+                plain(&self.request.name),
+                shared.join(", ")
+            ))
+            .detail("A writer who writes one of them and not the others says nothing of those. Nothing was changed.")
+            .hint("Register an upgrade for each column."));
+        }
         if !self.request.safe_in_place {
             return Err(unsupported(format!(
                 "upgrade {} makes {} out of itself",

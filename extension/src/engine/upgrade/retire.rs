@@ -51,6 +51,7 @@ pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static
         if table.registered()?.is_empty() {
             install::apply(table, &what, false, None)?;
         }
+        end_sweep(table)?;
         return Ok("at once");
     }
     if at_once
@@ -143,14 +144,20 @@ fn drop_all(table: &Upgraded, what: &str) -> Result<(), Failure> {
             view::give_back(table, &grants)
         },
     )?;
-    // A sweep that is under way has nothing to look for any more. No row has any name: `strangers` stays 0.
-    spi::execute(
-        "update migrator.upgraded set generation = generation + 1, sweep_kind = null, verified_at = null, lacking = null where relation = $1",
-        &[pg_sys::Oid::from(oid).into()],
-    )?;
-    spi::execute("delete from migrator.sweep_chunk where relation = $1", &[pg_sys::Oid::from(oid).into()])?;
+    // No row has any name: `strangers` stays 0.
+    end_sweep(table)?;
     crash::point("retire");
     gone(table, &table.registered()?)
+}
+
+/// A sweep that is under way has nothing to look for any more.
+fn end_sweep(table: &Upgraded) -> Result<(), Failure> {
+    let oid = pg_sys::Oid::from(table.relation.oid);
+    spi::execute(
+        "update migrator.upgraded set generation = generation + 1, sweep_kind = null, verified_at = null, lacking = null where relation = $1",
+        &[oid.into()],
+    )?;
+    spi::execute("delete from migrator.sweep_chunk where relation = $1", &[oid.into()]).map(|_| ())
 }
 
 /// The column is the last one, and nothing but our view and trigger knows of it: what would be lost with it can be made again.

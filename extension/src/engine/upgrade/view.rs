@@ -73,6 +73,12 @@ pub fn ours(upgraded: &Upgraded) -> Result<Option<Name>, Failure> {
     Ok(is_of(oid(&name)?, upgraded.relation.oid)?.then_some(name))
 }
 
+/// Whether there is no view, and its name is free.
+pub fn is_gone(upgraded: &Upgraded) -> Result<bool, Failure> {
+    let (Some(schema), Some(name)) = (&upgraded.state.view_schema, &upgraded.state.view_name) else { return Ok(true) };
+    Ok(Relation::find(oid(&Name { schema: schema.clone(), name: name.clone() })?)?.is_none())
+}
+
 /// Whether a relation is a view over the table that shows what rows lack.
 fn is_of(view: u32, table: u32) -> Result<bool, Failure> {
     #[derive(Deserialize)]
