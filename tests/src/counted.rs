@@ -1,5 +1,6 @@
 //! A table with an upgrade that must not be done twice to a row, and an application that writes to it and remembers what it was told.
 
+use crate::upgrades::Worker;
 use crate::{Database, Result, Session, change};
 use anyhow::{Context, ensure};
 use rand::rngs::StdRng;
@@ -28,6 +29,21 @@ pub async fn lay_out(session: &Session, rows: i64, batch: i64) -> Result<()> {
     session
         .run(&format!("select migrator.register_upgrade('counted', 'twice', '{{\"x\": \"x * 2\"}}', safe_in_place => true, batch_size => {batch})"))
         .await?;
+    Ok(())
+}
+
+/// Rows of the sweep that committed batches have written.
+pub const WRITTEN: &str =
+    "select coalesce(sum(written), 0) from migrator.sweep_chunk where relation = 'counted'::regclass";
+
+/// Goes into the middle of a sweep: some more batches are committed, and some are to come.
+pub async fn go_into_the_middle(database: &Database) -> Result<()> {
+    let mut worker = Worker::new(database, "counted", "one").await?;
+    let before = worker.session().number(WRITTEN).await?;
+    while worker.session().number(WRITTEN).await? < before + 300 {
+        let step = worker.until(|step| step.rows > 0 || step.done).await?;
+        ensure!(step.state == "upgrading", "it is not in the middle of a sweep: {step:?}");
+    }
     Ok(())
 }
 

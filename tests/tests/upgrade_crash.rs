@@ -1,6 +1,6 @@
 //! Death at every point while rows are upgraded by something that must not be done twice: each row exactly once.
 
-use migrator_tests::counted::{Application, UNFIT, WRONG, lay_out};
+use migrator_tests::counted::{Application, UNFIT, WRONG, go_into_the_middle, lay_out};
 use migrator_tests::strike::{noticed, strike};
 use migrator_tests::upgrades::{Worker, states};
 use migrator_tests::*;
@@ -15,8 +15,6 @@ for_each_server!(
 );
 
 const ROWS: i64 = 4000;
-/// Rows of the sweep that committed batches have written.
-const WRITTEN: &str = "select coalesce(sum(written), 0) from migrator.sweep_chunk where relation = 'counted'::regclass";
 
 async fn each_row_once_whoever_dies(server: Server) -> Result<()> {
     let cluster = server.cluster(&cluster::DURABLE).await?;
@@ -27,13 +25,7 @@ async fn each_row_once_whoever_dies(server: Server) -> Result<()> {
         for action in ["error", "kill"] {
             let batch = !["step.alone", "step.verified"].contains(&point);
             if batch {
-                // In the middle of the sweep: some batches are committed, and some are to come.
-                let mut worker = Worker::new(&database, "counted", "one").await?;
-                let before = worker.session().number(WRITTEN).await?;
-                while worker.session().number(WRITTEN).await? < before + 300 {
-                    let step = worker.until(|step| step.rows > 0 || step.done).await?;
-                    ensure!(step.state == "upgrading", "{point}:{action}: {step:?}");
-                }
+                go_into_the_middle(&database).await?;
             }
             strike(&cluster, &database, "counted", point, action).await?;
             let session = database.connect().await?;

@@ -2,7 +2,7 @@
 //! that were set aside.
 
 use migrator_tests::cluster::DURABLE;
-use migrator_tests::counted::{Application, UNFIT, WRONG, lay_out};
+use migrator_tests::counted::{Application, UNFIT, WRITTEN, WRONG, go_into_the_middle, lay_out};
 use migrator_tests::strike::{noticed, strike};
 use migrator_tests::upgrades::{Worker, states};
 use migrator_tests::*;
@@ -12,8 +12,6 @@ use std::time::{Duration, Instant};
 for_each_server!(batches_behind_a_crash, a_cleanup_whoever_dies, rows_set_aside_whoever_dies);
 
 const ROWS: i64 = 16_000;
-/// Rows of the sweep that committed batches have written.
-const WRITTEN: &str = "select coalesce(sum(written), 0) from migrator.sweep_chunk where relation = 'counted'::regclass";
 /// Rows that were there and lack the name.
 const LEFT: &str = "select count(*) from counted where not applied_upgrades @> '{twice}'";
 /// Of these, those that the sweep has passed, and does not remember as skipped.
@@ -114,12 +112,7 @@ async fn a_cleanup_whoever_dies(server: Server) -> Result<()> {
     for (point, action) in strikes {
         let batch = ["step.claimed", "step.written", "step.done"].contains(&point);
         if batch {
-            let mut worker = Worker::new(&database, "counted", "one").await?;
-            let before = worker.session().number(WRITTEN).await?;
-            while worker.session().number(WRITTEN).await? < before + 300 {
-                let step = worker.until(|step| step.rows > 0 || step.done).await?;
-                ensure!(step.state == "upgrading", "{point}:{action}: {step:?}");
-            }
+            go_into_the_middle(&database).await?;
         }
         strike(&cluster, &database, "counted", point, action).await?;
         let session = database.connect().await?;

@@ -12,6 +12,18 @@ fn json(text: &str) -> Result<Value> {
     serde_json::from_str(text).with_context(|| format!("this is no JSON: {text}"))
 }
 
+/// So many articles, and an upgrade in batches of 500.
+async fn articles(session: &Session, rows: u32) -> Result<()> {
+    session
+        .run(&format!(
+            "create table article (id int primary key, content text, size int);
+             insert into article select g, g::text from generate_series(1, {rows}) g; analyze article;
+             select migrator.register_upgrade('article', 'size', '{{\"size\": \"content::int\"}}', batch_size => 500)"
+        ))
+        .await?;
+    Ok(())
+}
+
 /// Changes rows behind the guard's back, and puts it back as it was.
 async fn without_guard(session: &Session, sql: &str) -> Result<()> {
     session
@@ -25,13 +37,7 @@ async fn without_guard(session: &Session, sql: &str) -> Result<()> {
 async fn rows_that_lost_a_name(server: Server) -> Result<()> {
     let database = server.database().await?;
     let session = database.connect().await?;
-    session
-        .run(
-            "create table article (id int primary key, content text, size int);
-             insert into article select g, g::text from generate_series(1, 2000) g; analyze article;
-             select migrator.register_upgrade('article', 'size', '{\"size\": \"content::int\"}', batch_size => 500)",
-        )
-        .await?;
+    articles(&session, 2000).await?;
     say(&database, &["upgrade", "run", "article"]).await?.fine()?;
 
     // One row loses the name with a new input, one the name alone: nobody has seen it, and `run` finds nothing to do.
@@ -88,13 +94,7 @@ async fn rows_that_lost_a_name(server: Server) -> Result<()> {
 async fn the_time_to_go(server: Server) -> Result<()> {
     let database = server.database().await?;
     let session = database.connect().await?;
-    session
-        .run(
-            "create table article (id int primary key, content text, size int);
-             insert into article select g, g::text from generate_series(1, 8000) g; analyze article;
-             select migrator.register_upgrade('article', 'size', '{\"size\": \"content::int\"}', batch_size => 500)",
-        )
-        .await?;
+    articles(&session, 8000).await?;
     let none = json(&say(&database, &["upgrade", "status", "article", "--json"]).await?.fine()?)?;
     ensure!(none["upgrades"][0]["eta_seconds"].is_null(), "before the first batch: {none}");
     let mut worker = Worker::new(&database, "article", "w").await?;

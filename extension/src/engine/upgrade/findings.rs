@@ -6,6 +6,9 @@ pub const SQL: &str = "\
 with seen as materialized (select u.*, pg_catalog.format('%I.%I', n.nspname, t.relname) as name from migrator.upgraded u \
      join pg_catalog.pg_class t on t.oid = u.relation join pg_catalog.pg_namespace n on n.oid = t.relnamespace \
     where pg_catalog.pg_has_role($1, t.relowner, 'usage') or pg_catalog.pg_has_role($1, 'pg_monitor', 'usage')), \
+member as (select s.relation as of, s.relation as oid, s.name from seen s \
+   union select s.relation, c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) \
+     from seen s cross join lateral pg_catalog.pg_partition_tree(s.relation::pg_catalog.regclass) p join pg_catalog.pg_class c on c.oid = p.relid join pg_catalog.pg_namespace n on n.oid = c.relnamespace), \
 restored as materialized (select g.relation as was, t.oid as now, pg_catalog.format('%I.%I', n.nspname, t.relname) as name, \
        pg_catalog.pg_has_role($1, t.relowner, 'usage') or pg_catalog.pg_has_role($1, 'pg_monitor', 'usage') as shown \
      from pg_catalog.pg_trigger w join pg_catalog.pg_class t on t.oid = w.tgrelid join pg_catalog.pg_namespace n on n.oid = t.relnamespace \
@@ -31,8 +34,7 @@ union all select 'warning', pg_catalog.format('upgrades of %s', s.name), \
    and exists (select from migrator.upgrade g where g.relation = s.relation and g.strategy = 'rows' \
      and (g.state = 'retiring' or g.state = 'running' and g.kind <> 'application')) \
 union all select 'error', pg_catalog.format('guard of %s', m.name), w.problem, pg_catalog.format('select migrator.resume_upgrades(%L);', s.name) \
-  from seen s cross join lateral (select s.relation as oid, s.name union select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) \
-       from pg_catalog.pg_partition_tree(s.relation::pg_catalog.regclass) p join pg_catalog.pg_class c on c.oid = p.relid join pg_catalog.pg_namespace n on n.oid = c.relnamespace) m \
+  from seen s join member m on m.of = s.relation \
   cross join lateral (select pg_catalog.jsonb_agg(g.id order by g.ordinal, g.id) filter (where g.state <> 'retiring') as ids, count(*) as n \
        from migrator.upgrade g where g.relation = s.relation and g.state <> 'retired') r \
   left join pg_catalog.pg_trigger t on t.tgrelid = m.oid and t.tgname = '~migrator_guard' \
@@ -45,8 +47,7 @@ union all select 'error', pg_catalog.format('guard of %s', m.name), w.problem, p
  where r.n > 0 and w.problem is not null \
 union all select 'error', pg_catalog.format('trigger %I on %s', t.tgname, m.name), 'it fires behind the guard, which does not see what it makes of a row', \
        pg_catalog.format('alter trigger %I on %s rename to …; to a name that sorts before ~migrator_guard, then: select migrator.resume_upgrades(%L);', t.tgname, m.name, s.name) \
-  from seen s cross join lateral (select s.relation as oid, s.name union select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) \
-       from pg_catalog.pg_partition_tree(s.relation::pg_catalog.regclass) p join pg_catalog.pg_class c on c.oid = p.relid join pg_catalog.pg_namespace n on n.oid = c.relnamespace) m \
+  from seen s join member m on m.of = s.relation \
   join pg_catalog.pg_trigger t on t.tgrelid = m.oid and not t.tgisinternal and t.tgenabled <> 'D' and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 \
        and t.tgname > '~migrator_guard'::name collate \"C\" \
  where exists (select from migrator.upgrade g where g.relation = s.relation and g.state <> 'retired') \

@@ -40,8 +40,7 @@ pub fn forget(oid: u32) -> Result<bool, Failure> {
             .hint(hint));
         }
         guard::fresh_snapshots("migrator.forget_upgrades")?;
-        let ours =
-            table.state.column_added && table.state.strangers == Some(0) && !rehearse(|| look::any_other(&table))?;
+        let ours = look::only_our_names(&table) && !rehearse(|| look::any_other(&table))?;
         let what = format!("upgrades of table {name} were not forgotten");
         lock::settle(&what, &table::tree(&relation)?)?;
         lock::series(

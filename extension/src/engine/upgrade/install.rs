@@ -258,17 +258,17 @@ fn unlike(table: &Upgraded, definition: &Definition) -> Result<Option<Failure>, 
         return Ok(Some(behind));
     }
     let wanted = serde_json::to_string(definition).expect("a definition is plain data");
-    // Of a partitioned table all partitions have it, each its own.
     let wrong: Option<Guard> = spi::fetch_optional(
-        "select g.name, g.what from (select m.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as name, \
-             case when t.oid is null then 'is gone' when t.tgenabled <> 'A' then 'was switched off' \
-               when t.tgfoid <> 'migrator._guard()'::pg_catalog.regprocedure \
-                 or t.tgargs <> pg_catalog.convert_to($3, pg_catalog.getdatabaseencoding()) || pg_catalog.decode('00', 'hex') \
-                 then 'is not the one that was put there' end as what \
-           from (select $1::oid as oid union select p.relid from pg_catalog.pg_partition_tree($1::oid::pg_catalog.regclass) p) m \
-           join pg_catalog.pg_class c on c.oid = m.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
-           left join pg_catalog.pg_trigger t on t.tgrelid = m.oid and t.tgname = $2) g \
-         where g.what is not null order by g.oid <> $1::oid, g.name limit 1",
+        &format!(
+            "select g.name, g.what from (select m.oid, m.name, \
+                 case when t.oid is null then 'is gone' when t.tgenabled <> 'A' then 'was switched off' \
+                   when t.tgfoid <> 'migrator._guard()'::pg_catalog.regprocedure \
+                     or t.tgargs <> pg_catalog.convert_to($3, pg_catalog.getdatabaseencoding()) || pg_catalog.decode('00', 'hex') \
+                     then 'is not the one that was put there' end as what \
+               from {} m left join pg_catalog.pg_trigger t on t.tgrelid = m.oid and t.tgname = $2) g \
+             where g.what is not null order by g.oid <> $1::oid, g.name limit 1",
+            table::TREE
+        ),
         &[pg_sys::Oid::from(table.relation.oid).into(), TRIGGER.into(), wanted.into()],
     )?;
     let Some(Guard { name: guarded, what }) = wrong else { return Ok(None) };

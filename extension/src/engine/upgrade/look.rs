@@ -36,6 +36,12 @@ pub fn any_has(table: &Relation, name: &str) -> Result<bool, Failure> {
     ask(table, &of(table, &table.name).any(name, true))
 }
 
+/// Whether all names that rows have were registered here: the column was made here, and the last look at every row found no other.
+/// With an adopted column goes what others remember in it, perhaps in rows that they are about to write.
+pub fn only_our_names(table: &Upgraded) -> bool {
+    table.state.column_added && table.state.strangers == Some(0)
+}
+
 /// Whether the table still has the column of names.
 pub fn has_names(table: &Upgraded) -> Result<bool, Failure> {
     Ok(definition::columns(table.relation.oid)?.iter().any(|column| column.name == Ident::from(COLUMN)))

@@ -520,13 +520,14 @@ pub fn last_to_fire(relation: &Relation) -> Result<(), Failure> {
         name: String,
         table: String,
     }
-    // tgtype: 1 of rows, 2 before, 4 insert, 16 update. A partition may have triggers of its own.
+    // tgtype: 1 of rows, 2 before, 4 insert, 16 update
     let behind: Option<Trigger> = spi::fetch_optional(
-        "select t.tgname as name, pg_catalog.format('%I.%I', n.nspname, c.relname) as table \
-         from (select $1::oid as oid union select p.relid from pg_catalog.pg_partition_tree($1::oid::pg_catalog.regclass) p) m \
-         join pg_catalog.pg_class c on c.oid = m.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
-         join pg_catalog.pg_trigger t on t.tgrelid = m.oid and not t.tgisinternal and t.tgenabled <> 'D' \
-           and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 and t.tgname > $2::name collate \"C\" order by m.oid <> $1::oid, t.tgname limit 1",
+        &format!(
+            "select t.tgname as name, m.name as table \
+             from {} m join pg_catalog.pg_trigger t on t.tgrelid = m.oid and not t.tgisinternal and t.tgenabled <> 'D' \
+               and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0 and t.tgname > $2::name collate \"C\" order by m.oid <> $1::oid, t.tgname limit 1",
+            table::TREE
+        ),
         &[pg_sys::Oid::from(relation.oid).into(), crate::guard::TRIGGER.into()],
     )?;
     let Some(Trigger { name, table }) = behind else { return Ok(()) };

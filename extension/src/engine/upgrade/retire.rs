@@ -29,7 +29,7 @@ pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static
     if upgrade.state == "complete" && !incomplete {
         still_complete(table, &upgrade)?;
     }
-    let at_once = is_last(table, name)? && only_our_names(table) && !rehearse(|| look::any_other(table))?;
+    let at_once = is_last(table, name)? && look::only_our_names(table) && !rehearse(|| look::any_other(table))?;
     let table = &table.held()?;
     let upgrade = table.named(name)?;
     in_state(table, &upgrade, incomplete)?;
@@ -56,7 +56,7 @@ pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static
     }
     if at_once
         && is_last(table, name)?
-        && only_our_names(table)
+        && look::only_our_names(table)
         && column_stands_alone(table)?
         && view::stands_alone(table)?
     {
@@ -111,12 +111,6 @@ fn still_complete(table: &Upgraded, upgrade: &Registered) -> Result<(), Failure>
 /// Whether no other upgrade is live.
 fn is_last(table: &Upgraded, name: &str) -> Result<bool, Failure> {
     Ok(table.registered()?.iter().all(|other| other.state == "retiring" || other.name == name))
-}
-
-/// Whether all names that rows have were registered here: the column was made here, and the last look at every row found no other.
-/// With an adopted column goes what others remember in it, perhaps in rows that they are about to write.
-fn only_our_names(table: &Upgraded) -> bool {
-    table.state.column_added && table.state.strangers == Some(0)
 }
 
 /// Takes the names off all rows in one moment: the column is dropped and made anew. Only the catalog is written.

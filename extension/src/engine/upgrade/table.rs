@@ -306,6 +306,11 @@ pub fn tree(relation: &Relation) -> Result<Vec<u32>, Failure> {
     Ok(members)
 }
 
+/// The same in SQL, of the table `$1`: `oid` and `name`. Each has its own guard, and may have triggers of its own.
+pub const TREE: &str = "(select c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname) as name \
+     from (select $1::oid as oid union select p.relid from pg_catalog.pg_partition_tree($1::oid::pg_catalog.regclass) p) i \
+     join pg_catalog.pg_class c on c.oid = i.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace)";
+
 /// The columns by which rows of a table are found, or a refusal.
 pub fn key_of(relation: &Relation) -> Result<Vec<Ident>, Failure> {
     Ok(key_columns(relation)?.into_iter().map(|column| column.name).collect())
@@ -419,17 +424,9 @@ pub fn born_with(relation: &Relation) -> Result<Vec<String>, Failure> {
 
 /// What the table or one of its partitions may refuse of an upgrade's outputs, as they are now.
 pub fn refusal(relation: &Relation, upgrade: &Upgrade) -> Result<Refusal, Failure> {
-    #[derive(Deserialize)]
-    struct Member {
-        oid: u32,
-    }
-    let members: Vec<Member> = spi::fetch(
-        "select $1::pg_catalog.int8 as oid union select t.relid::pg_catalog.int8 from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t \
-         join pg_catalog.pg_class c on c.oid = t.relid where c.relkind <> 'f'",
-        &[pg_sys::Oid::from(relation.oid).into()],
-    )?;
     let outputs: Vec<&Ident> = upgrade.outputs().collect();
-    Ok(members.iter().map(|member| guard::refusal(member.oid.into(), &outputs)).max().unwrap_or(Refusal::None))
+    let refusals = tree(relation)?.into_iter().map(|member| guard::refusal(member.into(), &outputs));
+    Ok(refusals.max().unwrap_or(Refusal::None))
 }
 
 /// Whether the guard leaves rows of any upgrade to batches, as the table is now.

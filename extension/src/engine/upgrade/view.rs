@@ -66,17 +66,22 @@ pub fn of(upgraded: &Upgraded) -> Result<Option<Wanted>, Failure> {
     Ok(Some(Wanted { relation: oid(&name)?, mode: Mode::AccessExclusive }))
 }
 
+/// The name under which the view was made.
+fn recorded(upgraded: &Upgraded) -> Option<Name> {
+    let (schema, name) = (upgraded.state.view_schema.clone()?, upgraded.state.view_name.clone()?);
+    Some(Name { schema, name })
+}
+
 /// The table's view, if it is there: what has its name by now may be another's.
 pub fn ours(upgraded: &Upgraded) -> Result<Option<Name>, Failure> {
-    let (Some(schema), Some(name)) = (&upgraded.state.view_schema, &upgraded.state.view_name) else { return Ok(None) };
-    let name = Name { schema: schema.clone(), name: name.clone() };
+    let Some(name) = recorded(upgraded) else { return Ok(None) };
     Ok(is_of(oid(&name)?, upgraded.relation.oid)?.then_some(name))
 }
 
 /// Whether there is no view, and its name is free.
 pub fn is_gone(upgraded: &Upgraded) -> Result<bool, Failure> {
-    let (Some(schema), Some(name)) = (&upgraded.state.view_schema, &upgraded.state.view_name) else { return Ok(true) };
-    Ok(Relation::find(oid(&Name { schema: schema.clone(), name: name.clone() })?)?.is_none())
+    let Some(name) = recorded(upgraded) else { return Ok(true) };
+    Ok(Relation::find(oid(&name)?)?.is_none())
 }
 
 /// Whether a relation is a view over the table that shows what rows lack.
@@ -173,29 +178,19 @@ pub fn make(
 
 /// The view's name: the one that it has, or a new one, which must be free.
 pub fn name(upgraded: Option<&Upgraded>, table: &Relation, wanted: Option<&str>) -> Result<Name, Failure> {
-    let (schema, name) = upgraded
-        .map_or((None, None), |upgraded| (upgraded.state.view_schema.as_ref(), upgraded.state.view_name.as_ref()));
-    Ok(match (schema, name, wanted) {
-        (Some(schema), Some(name), None) => Name { schema: schema.clone(), name: name.clone() },
-        (Some(schema), Some(name), Some(wanted)) if name.as_str() == wanted => {
-            Name { schema: schema.clone(), name: name.clone() }
-        }
-        (Some(schema), Some(name), Some(wanted))
-            if is_taken(&Name { schema: schema.clone(), name: name.clone() }, table)? =>
-        {
-            new_name(table, Some(wanted))?
-        }
-        (Some(schema), Some(name), Some(_)) => {
-            let is = Name { schema: schema.clone(), name: name.clone() };
-            return Err(Failure::new(
-                code::DUPLICATE_OBJECT,
-                format!("table {} has its view already: {}", table.name.plain(), is.plain()),
-            )
-            .detail("Nothing was changed.")
-            .hint("Leave view_name out."));
-        }
-        _ => new_name(table, wanted)?,
-    })
+    let Some(name) = upgraded.and_then(recorded) else { return new_name(table, wanted) };
+    if wanted.is_none_or(|wanted| name.name.as_str() == wanted) {
+        return Ok(name);
+    }
+    if is_taken(&name, table)? {
+        return new_name(table, wanted);
+    }
+    Err(Failure::new(
+        code::DUPLICATE_OBJECT,
+        format!("table {} has its view already: {}", table.name.plain(), name.plain()),
+    )
+    .detail("Nothing was changed.")
+    .hint("Leave view_name out."))
 }
 
 /// Takes the view out of the way of the column; `make` puts it back, and `give_back` who might use it. What depends on it keeps the
