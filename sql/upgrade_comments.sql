@@ -333,6 +333,7 @@ comment on column migrator.upgrade_failure.message is 'Its words.';
 comment on column migrator.upgrade_failure."row" is 'The row as it was.';
 comment on column migrator.upgrade_failure.seen_at is 'When it failed last.';
 comment on column migrator.upgrade_failure.attempts is 'How often; 0: application code is to try it again at once.';
+comment on column migrator.upgrade_failure.sweep is 'Number of the last sweep in one of whose batches it failed, and against whose rows it counts; null: it failed elsewhere.';
 
 comment on table migrator.upgrade_unnoted is 'Internal: failures of which no more is known than that there was one. The next sweep finds the rows.';
 comment on column migrator.upgrade_unnoted.relation is 'Oid of the table in which it failed. An exchange moves the upgrade to another.';
@@ -367,5 +368,6 @@ comment on column migrator.upgrade_event.message is 'What happened, a sentence.'
 comment on column migrator.upgrade_event.detail is 'Figures and names, as an object.';
 comment on sequence migrator.upgrade_event_id_seq is 'Internal: order of the events.';
 
-comment on function migrator._counts(boolean) is 'Internal: counts a row that the batch in hand looks at, and returns what it is given.';
+comment on function migrator._counts(boolean) is 'Internal: counts a row that the batch in hand looks at, and returns what it is given, or false where the batch has no time for more rows.';
+comment on function migrator._ends(bigint) is 'Internal: whether a batch of so many rows ends with the row that is asked about.';
 comment on function migrator._in_time() is 'Internal: whether the batch in hand may write one more row.';

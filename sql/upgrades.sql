@@ -88,6 +88,7 @@ create table migrator.upgrade_failure (
     "row"        jsonb,                             -- as it was
     seen_at      timestamptz not null default clock_timestamp(),
     attempts     integer not null default 1,
+    sweep        bigint,                            -- the last whose batch it failed in; null: none
     primary key (relation, upgrade, key)
 );
 

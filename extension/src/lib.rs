@@ -48,6 +48,7 @@ extension_sql_file!(
         api::upgrade::explain_upgrade,
         api::upgrade::step,
         api::upgrade::_counts,
+        api::upgrade::_ends,
         api::upgrade::_in_time,
         api::upgrade::retire_upgrade,
         api::upgrade::forget_upgrades,

@@ -2,9 +2,11 @@
 
 use migrator_tests::upgrades::{Step, Worker};
 use migrator_tests::*;
+use std::time::{Duration, Instant};
 
 for_each_server!(
     slow_rows,
+    rows_that_are_slow_to_come,
     slow_rows_under_a_short_timeout,
     heavy_rows,
     many_rows_that_somebody_holds,
@@ -60,6 +62,45 @@ async fn slow_rows(server: Server) -> Result<()> {
     // 200 ms, 40 ms a row, and the row that was begun before they were over.
     ensure!(most(&steps) <= 6, "{steps:?}");
     all_upgraded(&session).await
+}
+
+/// Rows that nobody has in memory: the first takes all the time that a batch has, while its end is looked for, or while its rows are
+/// locked. It is a batch of its own, and those that were not looked at come next.
+async fn rows_that_are_slow_to_come(server: Server) -> Result<()> {
+    for (point, cursor) in [("step.passed", "{1}"), ("step.looked", "")] {
+        let (session, mut worker) = sleepy(&server, 400, 0, "").await?;
+        let begun = worker.step().await?;
+        ensure!(begun.state == "upgrading" && begun.rows == 0, "{begun:?}");
+        session.run("select pg_advisory_lock(7331)").await?;
+        worker.session().run(&format!("set migrator.crash_at = '{point}:wait'")).await?;
+        let pid = worker.session().pid;
+        let batch = tokio::spawn(async move {
+            let step = worker.step().await;
+            (worker, step)
+        });
+        let deadline = Instant::now() + change::PATIENCE;
+        let waits =
+            format!("select count(*) from pg_locks where locktype = 'advisory' and not granted and pid = {pid}");
+        while session.number(&waits).await? == 0 {
+            ensure!(Instant::now() < deadline && !batch.is_finished(), "{point}: no row was looked at");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // As long as the whole batch should take.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        session.run("select pg_advisory_unlock(7331)").await?;
+        let (mut worker, step) = batch.await?;
+        let step = step?;
+        ensure!(step.state == "upgrading" && step.rows == 1, "{point}: {step:?}");
+        let at = session
+            .value("select coalesce(key_after::text, '') from migrator.sweep_chunk order by number limit 1")
+            .await?;
+        ensure!(at == cursor, "{point}: the cursor is at {at:?}");
+        worker.session().run("set migrator.crash_at = ''").await?;
+        let end = worker.run().await?;
+        ensure!(end.state == "complete", "{point}: {end:?}");
+        all_upgraded(&session).await?;
+    }
+    Ok(())
 }
 
 /// The caller's own statement_timeout would cut every step off, and the next one would begin with the same rows.

@@ -89,16 +89,17 @@ fn order(key: &[Key], way: &str) -> String {
 }
 
 impl Table<'_> {
-    /// The key with which a batch of so many rows ends: `key`; no row where fewer are left.
+    /// The key with which a batch of so many rows ends, or earlier, where `migrator._ends()` says so of a row that it is asked
+    /// about in the order of the key: `key`; no row where fewer are left. OFFSET keeps the condition from being asked below the order.
     #[must_use]
     pub fn boundary(&self, range: &Range, rows: i64) -> String {
         format!(
-            "select {} as key from {} l where {} order by {} offset {} limit 1",
+            "select {} as key from (select {} from {} l where {} order by {} offset 0) l where migrator._ends({rows}) limit 1",
             texts(self.key),
+            self.named(),
             self.name,
             range.filter(self.key),
             order(self.key, "<"),
-            (rows - 1).max(0)
         )
     }
 

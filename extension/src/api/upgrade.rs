@@ -187,6 +187,12 @@ fn _in_time() -> bool {
     bound::is_in_time()
 }
 
+/// Whether a batch of so many rows ends with the row that is asked about.
+#[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
+fn _ends(rows: i64) -> bool {
+    looked::ends(rows)
+}
+
 /// Counts a row that the batch in hand looks at. Its cost has it asked after everything else, of the rows of the batch only.
 #[pg_extern(volatile, parallel_unsafe, cost = 1000000, requires = ["upgrades"])]
 fn _counts(lacks: bool) -> bool {

@@ -192,20 +192,28 @@ unsafe fn in_full(
             // Nobody waits for our books.
             let soon = [("lock_timeout", "50ms")];
             role::as_extension(|| {
-                role::with_settings(&soon, || store(failed.upgrade, &named.key, &named.row, &failed.failure))
+                role::with_settings(&soon, || store(failed.upgrade, None, &named.key, &named.row, &failed.failure))
             })
         })
     }
 }
 
-/// Puts a row aside. Key and row are JSON as text: a number keeps all its digits. Runs as the extension.
-pub fn store(upgrade: i64, key: &str, row: &str, failure: &Failure) -> Result<(), Failure> {
+/// Puts a row aside, which a batch of this sweep met, if one did. Key and row are JSON as text: a number keeps all its digits. Runs as
+/// the extension.
+pub fn store(upgrade: i64, sweep: Option<i64>, key: &str, row: &str, failure: &Failure) -> Result<(), Failure> {
     spi::execute(
-        "insert into migrator.upgrade_failure as f (relation, upgrade, key, sqlstate, message, \"row\") \
-         select g.relation, g.id, $2::pg_catalog.jsonb, $3, $4, $5::pg_catalog.jsonb from migrator.upgrade g where g.id = $1 \
+        "insert into migrator.upgrade_failure as f (relation, upgrade, key, sqlstate, message, \"row\", sweep) \
+         select g.relation, g.id, $2::pg_catalog.jsonb, $3, $4, $5::pg_catalog.jsonb, $6 from migrator.upgrade g where g.id = $1 \
          on conflict (relation, upgrade, key) do update set sqlstate = excluded.sqlstate, message = excluded.message, \
-         \"row\" = excluded.\"row\", seen_at = pg_catalog.clock_timestamp(), attempts = f.attempts + 1",
-        &[upgrade.into(), key.into(), failure.code.to_string().into(), failure.message.clone().into(), row.into()],
+         \"row\" = excluded.\"row\", seen_at = pg_catalog.clock_timestamp(), attempts = f.attempts + 1, sweep = coalesce(excluded.sweep, f.sweep)",
+        &[
+            upgrade.into(),
+            key.into(),
+            failure.code.to_string().into(),
+            failure.message.clone().into(),
+            row.into(),
+            sweep.into(),
+        ],
     )?;
     // It was complete, and is not any more. Writers do not wait for one another to say so.
     spi::execute(

@@ -29,7 +29,7 @@ pub type Key = Vec<String>;
 /// What became of a batch.
 #[derive(Debug, Default)]
 pub struct Done {
-    /// Rows that it looked at.
+    /// Rows that it looked at; where it was cut short, those that it is through with.
     pub scanned: i64,
     /// Rows that it wrote.
     pub written: i64,
@@ -58,7 +58,7 @@ pub struct Batch<'a> {
     table: &'a Upgraded,
     definition: &'a Definition,
     keyset: &'a Keyset<'a>,
-    /// None: everything at once, as somebody asked for.
+    /// None: everything at once, as somebody asked for, and no part of a sweep.
     bound: Option<Within>,
     /// How long to wait for each lock.
     patience: Cell<&'static str>,
@@ -92,10 +92,11 @@ impl<'a> Batch<'a> {
         let mut held = false;
         match whole {
             Ok(counts) => {
-                done.scanned = looked.rows;
-                done.written = counts.written;
+                let all_written = counts.written >= looked.lacking;
                 done.cut = self.was_cut();
-                if counts.written >= looked.lacking || done.cut {
+                done.scanned = if done.cut && !all_written { counts.written } else { looked.rows };
+                done.written = counts.written;
+                if all_written || done.cut {
                     return Ok(done);
                 }
                 held = counts.written == counts.locked;
@@ -112,6 +113,9 @@ impl<'a> Batch<'a> {
             done.skipped = keys;
         } else {
             self.halve(keys, &mut done)?;
+        }
+        if done.cut {
+            done.scanned = done.written + done.failed;
         }
         Ok(done)
     }
@@ -304,8 +308,9 @@ impl<'a> Batch<'a> {
             row: String,
         }
         let rows: Vec<Row> = self.keyset.query(&self.keyset.table().row(), &[JsonB(json!(key)).into()])?;
+        let sweep = self.bound.as_ref().map(|_| self.table.state.sweep);
         for row in rows {
-            guard::store(upgrade.unwrap_or_else(|| self.lacked(&row.row)), &row.key, &row.row, failure)?;
+            guard::store(upgrade.unwrap_or_else(|| self.lacked(&row.row)), sweep, &row.key, &row.row, failure)?;
         }
         Ok(())
     }

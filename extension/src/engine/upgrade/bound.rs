@@ -1,9 +1,11 @@
 //! What one batch may take, whatever its rows cost.
 //!
 //! The size of a batch follows from what those before it took, and rows that cost a thousand times as much come unannounced:
-//! a slow function, a value of 5 MB. So the statement that writes asks before each row whether there is time and room left,
-//! and leaves the rest alone when there is not. Its first row is always written: a row that takes longer than any batch may
-//! is a batch of its own.
+//! a slow function, a value of 5 MB, a part of the table that has to come from the disk. So whatever goes from row to row asks
+//! before each whether there is time left, and leaves the rest alone when there is not: the look for the key that ends the batch,
+//! the scan that locks rows, the UPDATE that writes them, each with a part of the time, for what was looked at has still to be
+//! locked, and what was locked to be written. Each takes its first row in any case: a row that takes longer than any batch may is
+//! a batch of its own.
 
 use crate::catalog::cost::wal_written;
 use migrator_core::batch::WAL_BYTES;
@@ -11,17 +13,23 @@ use pgrx::pg_sys;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Beyond these parts of what batches aim at one is cut short: in time it ends below 250 ms with its commit, where 200 are aimed at. A batch
-/// that is only somewhat heavier than the last is not cut.
-const TIME: f64 = 1.0;
+/// The parts of the time aimed at beyond which no further row is looked at, locked, written. In time a batch ends below 250 ms
+/// with its commit, where 200 are aimed at. Rows that are in memory are looked at and locked in a fifth of what it takes to write
+/// them: only the disk is so slow.
+const LOOK: f64 = 0.3;
+const LOCK: f64 = 0.6;
+const WRITE: f64 = 1.0;
+/// The part of the WAL aimed at. A batch that is only somewhat heavier than the last is not cut.
 const WAL: f64 = 1.5;
 
 #[derive(Clone, Copy)]
 struct Bound {
-    until: Instant,
+    begun: Instant,
+    aim: Duration,
     wal: u64,
-    /// No row of the statement has asked yet.
+    /// No row of the statement has been written yet.
     first: bool,
+    /// The statement left rows alone.
     cut: bool,
 }
 
@@ -39,16 +47,16 @@ impl Within {
         let timeout = u64::try_from(unsafe { pg_sys::StatementTimeout }).unwrap_or(0);
         let aim = if timeout == 0 { aim } else { aim.min(Duration::from_millis(timeout) / 2) };
         let wal = wal_written() + (WAL_BYTES as f64 * WAL) as u64;
-        BOUND.set(Some(Bound { until: Instant::now() + aim.mul_f64(TIME), wal, first: true, cut: false }));
+        BOUND.set(Some(Bound { begun: Instant::now(), aim, wal, first: true, cut: false }));
         Within(())
     }
 
     /// The next statement begins.
     pub fn statement(&self) {
-        BOUND.set(BOUND.get().map(|bound| Bound { first: true, ..bound }));
+        BOUND.set(BOUND.get().map(|bound| Bound { first: true, cut: false, ..bound }));
     }
 
-    /// Whether a statement left rows alone.
+    /// Whether the last statement left rows alone.
     pub fn was_cut(&self) -> bool {
         BOUND.get().is_some_and(|bound| bound.cut)
     }
@@ -66,15 +74,32 @@ impl Drop for Within {
 }
 
 impl Bound {
-    fn is_over(&self) -> bool {
-        Instant::now() >= self.until || wal_written() >= self.wal
+    fn is_past(&self, part: f64) -> bool {
+        self.begun.elapsed() >= self.aim.mul_f64(part)
     }
+
+    fn is_over(&self) -> bool {
+        self.is_past(WRITE) || wal_written() >= self.wal
+    }
+}
+
+/// Whether no further row should be looked at for this batch.
+pub fn has_looked_enough() -> bool {
+    BOUND.get().is_some_and(|bound| bound.is_past(LOOK))
+}
+
+/// Whether the statement of the batch in hand may look at one more row in order to lock it; true where there is no batch.
+pub fn may_lock() -> bool {
+    let Some(bound) = BOUND.get() else { return true };
+    let goes_on = !(bound.cut || bound.is_past(LOCK));
+    BOUND.set(Some(Bound { cut: !goes_on, ..bound }));
+    goes_on
 }
 
 /// Whether the batch in hand may write one more row; true where there is none.
 pub fn is_in_time() -> bool {
     let Some(bound) = BOUND.get() else { return true };
-    let goes_on = bound.first || !(bound.cut || bound.is_over());
-    BOUND.set(Some(Bound { first: false, cut: !goes_on, ..bound }));
+    let goes_on = bound.first || !bound.is_over();
+    BOUND.set(Some(Bound { first: false, cut: bound.cut || !goes_on, ..bound }));
     goes_on
 }

@@ -36,12 +36,13 @@ pub fn still_aside(table: &Upgraded) -> Result<i64, Failure> {
     set_aside(table)
 }
 
-/// Of the rows that are set aside those that failed in the sweep under way, without those of which somebody said that they may. Who failed
-/// before, and was not tried again, counts when he is: with what the sweep will have passed then. He is the first of those that may.
+/// Of the rows that are set aside those that failed in a batch of the sweep under way, without those of which somebody said that they may. Who
+/// failed before, or by a writer's hand, or when he was tried again, counts when the sweep comes to him: with what it will have passed
+/// then. He is the first of those that may.
 pub fn failed_in_sweep(table: &Upgraded) -> Result<i64, Failure> {
     let count: Count = spi::fetch_one(
-        "select count(distinct f.key) filter (where f.seen_at >= u.sweep_began) \
-             - greatest(0, u.forgiven - count(distinct f.key) filter (where f.seen_at < u.sweep_began)) as n \
+        "select count(distinct f.key) filter (where f.sweep = u.sweep) \
+             - greatest(0, u.forgiven - count(distinct f.key) filter (where f.sweep is distinct from u.sweep)) as n \
          from migrator.upgraded u left join (migrator.upgrade_failure f join migrator.upgrade g on g.id = f.upgrade and g.kind <> 'application') \
            on f.relation = u.relation where u.relation = $1 group by u.forgiven",
         &[pg_sys::Oid::from(table.relation.oid).into()],

@@ -2,11 +2,11 @@
 
 use super::batch::{self as written, Batch};
 use super::keyset::Keyset;
-use super::look;
 use super::retire::Clean;
 use super::sweep::{self, Chunk, Kind, Progress};
 use super::table::{self, Upgraded};
 use super::{complete, install, retire, rewrite};
+use super::{look, looked};
 use crate::catalog::attempt::attempt;
 use crate::catalog::cost::Meter;
 use crate::catalog::{lock, spi};
@@ -391,8 +391,7 @@ fn upgrade(
     if !cut {
         skipped.extend(done.skipped.iter().cloned());
     }
-    let looked_at = if cut { done.written + done.failed } else { done.scanned };
-    let took = meter.batch(i32::try_from(looked_at).unwrap_or(rows));
+    let took = meter.batch(i32::try_from(done.scanned).unwrap_or(rows));
     let pace = match wanted {
         _ if held => chunk.pace,
         _ if cut => chunk.pace.cut(took, rows),
@@ -476,7 +475,8 @@ fn boundary(keyset: &Keyset<'_>, range: &Range, rows: i32) -> Result<Option<Vec<
     struct Key {
         key: Vec<String>,
     }
-    let found: Vec<Key> = keyset.query(&keyset.table().boundary(range, i64::from(rows)), &[])?;
+    let sql = keyset.table().boundary(range, i64::from(rows));
+    let found: Vec<Key> = looked::for_its_end(|| keyset.query(&sql, &[]))?;
     Ok(found.into_iter().next().map(|found| found.key))
 }
 

@@ -373,7 +373,7 @@ fn settle(desk: &Desk<'_>, keys: &[Key], fates: BTreeMap<usize, Fate>) -> Result
             Fate::Gone => gone.push(key.clone()),
             Fate::Failed(failure) => {
                 let row = row.as_deref().unwrap_or("null");
-                guard::store(desk.upgrade.id, &key.to_string(), row, &failure)?;
+                guard::store(desk.upgrade.id, None, &key.to_string(), row, &failure)?;
                 dropped.push(key.clone());
             }
             Fate::Kept(_) | Fate::Refused(_) => {}
