@@ -161,11 +161,11 @@ $$Takes back what application code made of rows: values and name are written tog
 
 Nothing is overwritten: a row whose inputs are not what they were when it was handed out is not written, and comes back as it is now. A value that the table refuses costs its own row: that is set aside in migrator.upgrade_failures. Called again with the same token, because the answer was lost, it says again what it said, for five minutes after the lease.
 
-Values are read as jsonb_populate_record() does, under the caller's settings: numbers that a language cannot hold may be given as text. Columns that are not given stay. Rows are written with the rights of the table's owner, with row-level security off; constraints that are deferred are checked at once.
+Values are read as jsonb_populate_record() does, under the caller's settings: numbers that a language cannot hold may be given as text. Columns that are not given stay. Rows are written with the rights of the table's owner, with row-level security off; constraints that are deferred are checked at once, so in a transaction that has put checks of this table off to its end the call is refused.
 
 - relation: the table.
 - upgrade: its name.
-- rows: an object for each row, or an array of them: `key` and `token` as select_batch gave them; `values`, column → value, or nothing where only the name is to be set; or `error`, what went wrong in the application, and the row is set aside with that. Only columns that were declared as outputs; without such a declaration no column of the key, of the inputs, or of other upgrades.
+- rows: an object for each row, or an array of them: `key` and `token` as select_batch gave them; `values`, column → value, `{}` where only the name is to be set; or `error`, what went wrong in the application, and the row is set aside with that. Only columns that were declared as outputs; without such a declaration no column of the key, of the inputs, or of other upgrades.
 
 Returns a row for each:
 - key: the row's key.
@@ -181,7 +181,7 @@ $$Returns when every row of a table has an upgrade; an error otherwise. For an a
 - relation: the table.
 - name: the upgrade.
 - wait: how long to wait, not at all by default.
-- drive: do the batches oneself, in this one transaction, until nothing is left to do: for small tables, and where there is no agent. Rows stay locked until COMMIT, and an error takes back what was done.
+- drive: do the batches oneself, in this one transaction, until nothing is left to do, or for as long as `wait` says: for small tables, and where there is no agent. Rows stay locked until COMMIT, and an error takes back what was done.
 
 Errors: 55000 not complete, with what it waits for and the call that helps; 42704 no such upgrade; 42501 not the owner; 25001 in REPEATABLE READ or SERIALIZABLE.$$;
 
@@ -370,4 +370,5 @@ comment on sequence migrator.upgrade_event_id_seq is 'Internal: order of the eve
 
 comment on function migrator._counts(boolean) is 'Internal: counts a row that the batch in hand looks at, and returns what it is given, or false where the batch has no time for more rows.';
 comment on function migrator._ends(bigint) is 'Internal: whether a batch of so many rows ends with the row that is asked about.';
+comment on function migrator._run_upgrades() is 'Internal: how migrator.run_upgrades begins; refuses where it cannot commit.';
 comment on function migrator._in_time() is 'Internal: whether the batch in hand may write one more row.';

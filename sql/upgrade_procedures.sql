@@ -6,6 +6,7 @@ declare
     step record;
     told text;
 begin
+    perform migrator._run_upgrades();
     loop
         select * into strict step from migrator.step(relation);
         commit;

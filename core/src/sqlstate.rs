@@ -8,7 +8,9 @@ pub fn belongs_to_row(code: &str) -> bool {
 
 /// Whether the failure belongs to the moment: another session, a limit of the server's, a lost connection. Worth another try.
 pub fn belongs_to_moment(code: &str) -> bool {
-    matches!(code.get(..2), Some("08" | "25" | "40" | "53" | "55" | "57" | "58"))
+    // Of class 55 what has to do with locks and objects in use. 55000 is raised by PL/pgSQL for a record that has no value yet, and by
+    // triggers that refuse a row as it is.
+    matches!(code.get(..2), Some("08" | "25" | "40" | "53" | "57" | "58")) || code == "55006" || code.starts_with("55P")
 }
 
 /// Whether the failure belongs to the program: what was registered or written is wrong, and the next row would fail alike.
@@ -32,7 +34,8 @@ mod tests {
             assert!(!belongs_to_row(code), "{code}");
         }
         assert!(belongs_to_moment("40001") && belongs_to_program("42883"));
-        for code in ["22012", "54000", "AB123"] {
+        assert!(belongs_to_moment("55P03") && belongs_to_moment("55006"));
+        for code in ["22012", "54000", "55000", "AB123"] {
             assert!(!belongs_to_moment(code) && !belongs_to_program(code), "{code} is a row's");
         }
         assert!(may_be_order("23505") && !may_be_order("23502"));

@@ -50,6 +50,7 @@ extension_sql_file!(
         api::upgrade::_counts,
         api::upgrade::_ends,
         api::upgrade::_in_time,
+        api::upgrade::_run_upgrades,
         api::upgrade::retire_upgrade,
         api::upgrade::forget_upgrades,
         api::upgrade::pause_upgrades,

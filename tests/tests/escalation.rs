@@ -11,6 +11,7 @@ for_oldest_and_newest_server!(
     code_in_a_view_of_somebody_who_may_only_read,
     a_schema_that_somebody_else_made,
     what_doctor_tells_a_user_without_rights,
+    checks_put_off_before_upgrades_of_rows,
 );
 
 /// A role without rights with a schema of its own, and in it functions that tell, for ever, when they run as a superuser
@@ -335,5 +336,58 @@ async fn what_doctor_tells_a_user_without_rights(server: Server) -> Result<()> {
     session.run("select migrator.cancel('secret')").await?;
     session.run("select migrator.cancel('m.own')").await?;
     nothing_left_behind(&database).await?;
+    gone(&session, &role).await
+}
+
+/// What the caller of his own transaction put off to its end is done then, as himself: not by a call that has checks done at once.
+async fn checks_put_off_before_upgrades_of_rows(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let (role, own) = mallory(&session, &database).await?;
+    own.run(
+        "create table m.parent (id int primary key);
+         create table m.t (id int primary key, v text, o text, w int, p int references m.parent deferrable initially deferred);
+         create table m.other (id int);
+         create constraint trigger late after insert on m.t deferrable initially deferred for each row execute function m.pull();
+         create constraint trigger late after insert on m.other deferrable initially deferred for each row execute function m.pull();
+         insert into m.t (id, v) select g, case g when 1 then 'no number' else '1' end from generate_series(1, 4) g",
+    )
+    .await?;
+    own.run(
+        "select migrator.register_upgrade('m.t', 'number', set => '{\"p\": \"nullif(v::int, 1)\"}');
+         select migrator.register_upgrade('m.t', 'code', inputs => '{v}', outputs => '{o}')",
+    )
+    .await?;
+    own.run("call migrator.run_upgrades('m.t')").await?;
+    let taken = own
+        .value(
+            "select jsonb_agg(jsonb_build_object('key', key, 'token', token, 'values', '{\"o\": \"z\"}'::jsonb)) from migrator.select_batch('m.t', 'code', 3)",
+        )
+        .await?;
+    own.run("select migrator.register_upgrade('m.t', 'later', set => '{\"w\": \"id\"}')").await?;
+    let back = format!("select * from migrator.mark_applied('m.t', 'code', {})", session::literal(&taken));
+    let calls = [
+        back.as_str(),
+        "select migrator.retry_failed('m.t')",
+        "select migrator.waive_failed('m.t', 'number')",
+        "select migrator.ensure_upgraded('m.t', 'later', drive => true)",
+    ];
+    for put_off in ["insert into m.t (id, v) values (99, '1')", "insert into m.other values (1)"] {
+        for call in calls {
+            own.run("begin").await?;
+            own.run(put_off).await?;
+            let refusal = own.refusal(call).await?;
+            own.run("rollback").await?;
+            ensure!(refusal.code == "25001", "{put_off}; {call}: {refusal}");
+        }
+    }
+    never_caught(&session).await?;
+    // Done first, as himself; and what is wrong with a row of his own is not said of another one.
+    own.run("begin; insert into m.t (id, v, p) values (99, '1', 77); insert into m.parent values (77); set constraints all immediate")
+        .await?;
+    let applied = own.value(&format!("select count(*) filter (where applied) from ({back}) x")).await?;
+    own.run("commit").await?;
+    ensure!(applied == "3", "{applied} of 3 rows came back");
+    never_caught(&session).await?;
     gone(&session, &role).await
 }

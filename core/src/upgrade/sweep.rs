@@ -211,15 +211,16 @@ impl Table<'_> {
         )
     }
 
-    /// Of keys named one by one ($1) those whose rows are there and lack this name: `key`.
+    /// Of keys named one by one ($1) those whose rows are there and have this name, or lack it: `key`.
     #[must_use]
-    pub fn lacking_name(&self, name: &str) -> String {
+    pub fn by_name(&self, name: &str, has: bool) -> String {
         format!(
-            "select {} as key from {} l, (select {} from pg_catalog.jsonb_array_elements($1) j) k where {} and not coalesce(l.{} @> array[{}]::pg_catalog.text[], false)",
+            "select {} as key from {} l, (select {} from pg_catalog.jsonb_array_elements($1) j) k where {} and {}coalesce(l.{} @> array[{}]::pg_catalog.text[], false)",
             texts(self.key),
             self.name,
             self.named_in("j"),
             self.same(),
+            if has { "" } else { "not " },
             Ident::from(COLUMN),
             literal(name)
         )

@@ -3,6 +3,7 @@
 use crate::api::answer::{LOOK, answer};
 use crate::api::arguments::{RegClass, RegProcedure};
 use crate::catalog::{cost, kept, role, settings};
+use crate::engine::guard;
 use crate::engine::upgrade::register::Request;
 use crate::engine::upgrade::table::{self, Upgraded};
 use crate::engine::upgrade::{bound, explain, forget, install, looked, retire, settle, step};
@@ -179,6 +180,12 @@ fn step(
     let step::Step { state, rows, failed, done, wait_ms, reason, statement, eta, .. } = step;
     let eta = eta.map(|seconds| Interval::from_seconds(seconds.round()));
     TableIterator::once((state.to_owned(), rows, failed, done, wait_ms, reason, statement, eta))
+}
+
+/// How the procedure begins: refused where it cannot commit.
+#[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
+fn _run_upgrades() {
+    answer(DECIDE, || guard::commits("migrator.run_upgrades"));
 }
 
 /// Whether the batch in hand may write one more row.

@@ -1,9 +1,9 @@
 //! What the catalog says of a relation.
 
 use migrator_core::failure::{Failure, code};
-use migrator_core::ident::Name;
+use migrator_core::ident::{Ident, Name, literal};
 use pgrx::pg_sys;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 
 const RELOID: i32 = pg_sys::SysCacheIdentifier::RELOID as i32;
 
@@ -59,6 +59,16 @@ impl Relation {
             pg_sys::ReleaseSysCache(tuple);
             Ok(found)
         }
+    }
+
+    /// Its name as the views of upgrades have it, as a literal to compare with: keywords are quoted there.
+    pub fn as_shown(&self) -> String {
+        let quoted = |name: &Ident| {
+            let name = CString::new(name.as_str()).expect("a name of the catalog has no NUL");
+            // SAFETY: returns its argument, or a string of the current memory context; copied at once.
+            unsafe { CStr::from_ptr(pg_sys::quote_identifier(name.as_ptr())) }.to_string_lossy().into_owned()
+        };
+        literal(&format!("{}.{}", quoted(&self.name.schema), quoted(&self.name.name)))
     }
 
     /// Owner as PostgreSQL's type.

@@ -6,7 +6,7 @@ use crate::catalog::{role, spi};
 use crate::raise;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::Ident;
-use migrator_core::upgrade::Marks;
+use migrator_core::upgrade::{COLUMN, Marks};
 use pgrx::{IntoDatum, pg_guard, pg_sys};
 
 pgrx::extension_sql!(
@@ -99,9 +99,10 @@ unsafe fn with_row(
         }
         let mode = i32::try_from(pg_sys::AccessShareLock).expect("a small number");
         let table = pg_sys::relation_open(table, mode);
-        let found = known::trigger_of(table).and_then(|trigger| known::of(table, trigger));
+        let guard = known::trigger_of(table);
+        let found = guard.and_then(|trigger| known::of(table, trigger));
         let name = || pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned();
-        let Some(known) = found else { return Err(unregistered(&name())) };
+        let Some(known) = found else { return Err(unregistered(&name(), guard.is_some())) };
         if !known.fits {
             return Err(Failure::new(code::UNDEFINED_COLUMN, format!("upgrades of table {} name a column that is not there", name()))
                 .hint("Bring it back under that name, or retire the upgrade. Rows that have all upgrades can be read, and the table itself."));
@@ -177,7 +178,14 @@ fn not_a_row(of: pg_sys::Oid) -> Failure {
         .hint("Pass the row itself: select migrator.current(t) from some_table t;")
 }
 
-fn unregistered(table: &str) -> Failure {
+fn unregistered(table: &str, guarded: bool) -> Failure {
+    if guarded {
+        return Failure::new(
+            code::UNDEFINED_COLUMN,
+            format!("table {table} has no column {COLUMN} of type text[], in which its upgrades' names are"),
+        )
+        .hint("Bring it back under that name; select * from migrator.upgrades; says what is wrong.");
+    }
     Failure::new(code::UNDEFINED_OBJECT, format!("table {table} has no upgrades"))
         .hint("Register one with migrator.register_upgrade; select * from migrator.upgrades; lists what there is.")
 }

@@ -140,7 +140,11 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr, is_clone: bool) -> Option<K
     unsafe {
         let row = (*table).rd_att;
         let place = |name: &Ident| place(row, name);
-        let marks = place(&Ident::from(COLUMN))?;
+        let marks = place(&Ident::from(COLUMN)).filter(|marks| {
+            // Somebody may have put another column in its place since the registration: its values are no array of names.
+            let column = &*attribute(row, *marks);
+            column.atttypid == pg_sys::TEXTARRAYOID && column.attgenerated == 0
+        })?;
         let there = |column: &Ident| place(column).is_some();
         let fits =
             definition.upgrades.iter().all(|upgrade| upgrade.inputs.iter().all(there) && upgrade.outputs().all(there));

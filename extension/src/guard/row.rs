@@ -90,7 +90,7 @@ impl<'a> Row<'a> {
     /// The relation is open and `known` is what is known of it.
     pub unsafe fn apply(&mut self) -> Result<(), Failure> {
         let known = self.known;
-        // SAFETY: the column is of type text[], which registration saw to.
+        // SAFETY: the column is of type text[], or the table would not be known.
         let (before, clean) = unsafe { marks::read(self.new.get(known.marks)) };
         // SAFETY: the same; the statement has rarely touched it.
         let had = unsafe {

@@ -29,7 +29,7 @@ create function take(rows int) returns table (id text, has text) language sql as
 $$;
 create function give(made jsonb, out id text, out applied boolean, out reason text, out comes_back text) returns setof record language sql as $$
     select m.key ->> 'id', m.applied, m.reason, m."row" ->> 'content' from migrator.mark_applied('hand.article', 'code',
-        (select jsonb_agg(jsonb_build_object('key', h.key, 'token', h.token) || (made -> (h.key ->> 'id')) order by (h.key ->> 'id')::bigint) from handed h where made ? (h.key ->> 'id'))) m;
+        (select jsonb_agg(jsonb_build_object('key', h.key, 'token', h.token, 'values', '{}'::jsonb) || (made -> (h.key ->> 'id')) order by (h.key ->> 'id')::bigint) from handed h where made ? (h.key ->> 'id'))) m;
 $$;
 
 -- A row does not get a later upgrade before an earlier one.
@@ -154,6 +154,9 @@ select * from refused($$select migrator.select_batch('hand.article', 'code', lea
 select * from refused($$select migrator.mark_applied('hand.article', 'code', null)$$);
 select * from refused($$select migrator.mark_applied('hand.article', 'code', '"row"')$$);
 select * from refused($$select migrator.mark_applied('hand.article', 'code', '[1]')$$);
+select * from refused($$select migrator.mark_applied('hand.article', 'code', '{"key": {"id": 1}, "token": "7e7b1d1c-0000-4000-8000-000000000000", "value": {"content": "misspelt"}}')$$);
+select * from refused($$select migrator.mark_applied('hand.article', 'code', '{"key": {"id": 1}, "token": "7e7b1d1c-0000-4000-8000-000000000000", "error": null}')$$);
+select * from refused($$select migrator.mark_applied('hand.article', 'code', '{"key": {"id": 1}, "token": "7e7b1d1c-0000-4000-8000-000000000000", "values": null}')$$);
 select * from refused($$select migrator.mark_applied('hand.article', 'code', '{"key": {"id": 1}}')$$);
 select * from refused($$select migrator.mark_applied('hand.article', 'code', '{"token": "7e7b1d1c-0000-4000-8000-000000000000"}')$$);
 select * from refused($$select migrator.mark_applied('hand.article', 'code', '{"key": {"id": 1}, "token": "no uuid"}')$$);
@@ -166,7 +169,7 @@ select * from refused($$select migrator.select_batch('hand.article', 'code')$$);
 select migrator.resume_upgrades('article');
 \x off
 -- A token that nobody was given; an object instead of an array; the key as a number.
-select key, applied, reason, "row" ->> 'content' as content from migrator.mark_applied('article', 'code', '{"key": {"id": 12}, "token": "7e7b1d1c-0000-4000-8000-000000000000"}');
+select key, applied, reason, "row" ->> 'content' as content from migrator.mark_applied('article', 'code', '{"key": {"id": 12}, "token": "7e7b1d1c-0000-4000-8000-000000000000", "values": {}}');
 
 -- Without declared outputs every column may be written that nothing else depends on.
 create table open (a int, b text, "it's {odd}" text, made text, generated text generated always as (b || '!') stored, n int generated always as identity, i text, free text, primary key (a, b));
@@ -210,7 +213,7 @@ select * from refused($$select migrator.ensure_upgraded('hand.article', 'code')$
 \x off
 create temp table granted as select * from migrator.select_batch('hand.article', 'code');
 select key from granted order by key;
-select m.key, m.applied from migrator.mark_applied('hand.article', 'code', (select jsonb_agg(to_jsonb(g)) from granted g)) m order by key;
+select m.key, m.applied from migrator.mark_applied('hand.article', 'code', (select jsonb_agg(to_jsonb(g) || '{"values": {}}') from granted g)) m order by key;
 drop table granted;
 reset role;
 
@@ -318,7 +321,7 @@ select applied, reason from migrator.mark_applied('stuck', 'code', (select jsonb
 select migrator.retire_upgrade('article', 'code', incomplete => true);
 \x on
 select * from refused($$select migrator.select_batch('hand.article', 'code')$$);
-select * from refused($$select migrator.mark_applied('hand.article', 'code', '{"key": {"id": 1}, "token": "7e7b1d1c-0000-4000-8000-000000000000"}')$$);
+select * from refused($$select migrator.mark_applied('hand.article', 'code', '{"key": {"id": 1}, "token": "7e7b1d1c-0000-4000-8000-000000000000", "values": {}}')$$);
 select * from refused($$select migrator.ensure_upgraded('hand.article', 'code')$$);
 
 set client_min_messages = warning;

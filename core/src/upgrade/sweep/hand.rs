@@ -149,14 +149,17 @@ impl Table<'_> {
     }
 
     /// What application code gave back ($1, a jsonb array), taken apart: `n`, from 0; the `key` as texts, with a NULL for what is
-    /// missing; the `token`; the names of the `columns` that it gives; and its `error`.
+    /// missing; the `token`; the names of the `columns` that it gives; its `error`; and a field that nobody reads (`strange`), beside
+    /// those that handing out gave.
     #[must_use]
     pub fn given_back(&self) -> String {
         let key: Vec<String> = self.given_keys().map(|(_, value)| format!("({value})::pg_catalog.text")).collect();
         format!(
             "select j.n::pg_catalog.int4 - 1 as n, array[{}] as key, j.value ->> 'token' as token, j.value ->> 'error' as error, \
                case pg_catalog.jsonb_typeof(j.value -> 'values') when 'object' then array(select pg_catalog.jsonb_object_keys(j.value -> 'values')) end as columns, \
-               pg_catalog.jsonb_typeof(j.value -> 'values') as typed \
+               pg_catalog.jsonb_typeof(j.value -> 'values') as typed, \
+               case pg_catalog.jsonb_typeof(j.value) when 'object' then (select f.name from pg_catalog.jsonb_object_keys(j.value) f (name) \
+                 where f.name not in ('key', 'token', 'values', 'error', 'row', 'lease_until') limit 1) end as strange \
              from pg_catalog.jsonb_array_elements($1::pg_catalog.jsonb) with ordinality as j (value, n)",
             key.join(", ")
         )

@@ -208,8 +208,13 @@ impl<'a> Batch<'a> {
             Ok(_) => done.written += 1,
             Err(failure) if is_locked(&failure) => done.skipped.extend(keys),
             Err(failure) => {
-                self.of_a_row(failure)?;
-                self.as_far_as_it_goes(&keys, &sql, done)?;
+                self.of_a_row(failure.clone())?;
+                if self.definition.upgrades.is_empty() {
+                    self.set_aside(&keys[0], None, &failure)?;
+                    done.failed += 1;
+                } else {
+                    self.as_far_as_it_goes(&keys, &sql, done)?;
+                }
             }
         }
         Ok(())
@@ -243,11 +248,16 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    fn lacked(&self, row: &str) -> i64 {
+    /// What a batch has to do for a row: the first upgrade that it lacks, or else a retired one whose name it has.
+    fn wanted_by(&self, row: &str) -> Result<i64, Failure> {
         let row: serde_json::Value = serde_json::from_str(row).unwrap_or_default();
         let has = |name: &str| row[COLUMN].as_array().is_some_and(|names| names.iter().any(|there| there == name));
-        let lacked = self.definition.upgrades.iter().find(|upgrade| !has(&upgrade.name));
-        lacked.map_or_else(|| self.first(), |upgrade| upgrade.id)
+        if let Some(lacked) = self.definition.upgrades.iter().find(|upgrade| !has(&upgrade.name)) {
+            return Ok(lacked.id);
+        }
+        let registered = self.table.registered()?;
+        let retired = registered.iter().find(|upgrade| upgrade.state == "retiring" && has(&upgrade.name));
+        Ok(retired.map_or_else(|| self.first(), |upgrade| upgrade.id))
     }
 
     fn first(&self) -> i64 {
@@ -290,17 +300,10 @@ impl<'a> Batch<'a> {
         if others {
             return Err(failure);
         }
-        // Without an upgrade that could fail, every UPDATE of the row does: nothing of ours can be set aside.
-        if self.definition.upgrades.is_empty() {
-            return Err(Failure::new(
-                code::NOT_SUPPORTED,
-                format!("a row that has a retired name cannot be written: {}", failure.message),
-            ));
-        }
         Ok(())
     }
 
-    /// Where the guard did not come to an upgrade, the first that the row lacks: under one that it has it would be forgotten again.
+    /// Where the guard did not come to an upgrade, what the row was written for: under a name that it has it would be forgotten again.
     fn set_aside(&self, key: &Key, upgrade: Option<i64>, failure: &Failure) -> Result<(), Failure> {
         #[derive(Deserialize)]
         struct Row {
@@ -310,7 +313,8 @@ impl<'a> Batch<'a> {
         let rows: Vec<Row> = self.keyset.query(&self.keyset.table().row(), &[JsonB(json!(key)).into()])?;
         let sweep = self.bound.as_ref().map(|_| self.table.state.sweep);
         for row in rows {
-            guard::store(upgrade.unwrap_or_else(|| self.lacked(&row.row)), sweep, &row.key, &row.row, failure)?;
+            let upgrade = upgrade.map_or_else(|| self.wanted_by(&row.row), Ok)?;
+            guard::store(upgrade, sweep, &row.key, &row.row, failure)?;
         }
         Ok(())
     }

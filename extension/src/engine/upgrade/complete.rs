@@ -18,11 +18,16 @@ struct Count {
     n: i64,
 }
 
-/// Rows that batches have set aside, each counted once. Those of application code are not theirs to count.
+/// The failures of batches: those of application code are not theirs to count, unless they are to take its name off.
+const OF_BATCHES: &str = "(g.kind <> 'application' or g.state = 'retiring')";
+
+/// Rows that batches have set aside, each counted once.
 pub fn set_aside(table: &Upgraded) -> Result<i64, Failure> {
     let count: Count = spi::fetch_one(
-        "select count(distinct f.key) as n from migrator.upgrade_failure f join migrator.upgrade g on g.id = f.upgrade \
-         where f.relation = $1 and g.kind <> 'application'",
+        &format!(
+            "select count(distinct f.key) as n from migrator.upgrade_failure f join migrator.upgrade g on g.id = f.upgrade \
+             where f.relation = $1 and {OF_BATCHES}"
+        ),
         &[pg_sys::Oid::from(table.relation.oid).into()],
     )?;
     Ok(count.n)
@@ -41,10 +46,12 @@ pub fn still_aside(table: &Upgraded) -> Result<i64, Failure> {
 /// then. He is the first of those that may.
 pub fn failed_in_sweep(table: &Upgraded) -> Result<i64, Failure> {
     let count: Count = spi::fetch_one(
-        "select count(distinct f.key) filter (where f.sweep = u.sweep) \
-             - greatest(0, u.forgiven - count(distinct f.key) filter (where f.sweep is distinct from u.sweep)) as n \
-         from migrator.upgraded u left join (migrator.upgrade_failure f join migrator.upgrade g on g.id = f.upgrade and g.kind <> 'application') \
-           on f.relation = u.relation where u.relation = $1 group by u.forgiven",
+        &format!(
+            "select count(distinct f.key) filter (where f.sweep = u.sweep) \
+                 - greatest(0, u.forgiven - count(distinct f.key) filter (where f.sweep is distinct from u.sweep)) as n \
+             from migrator.upgraded u left join (migrator.upgrade_failure f join migrator.upgrade g on g.id = f.upgrade and {OF_BATCHES}) \
+               on f.relation = u.relation where u.relation = $1 group by u.forgiven"
+        ),
         &[pg_sys::Oid::from(table.relation.oid).into()],
     )?;
     Ok(count.n)
@@ -117,12 +124,13 @@ pub fn ended(table: &Upgraded) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Forgets rows that have got the name since they were set aside, or are not there any more.
+/// Forgets rows that have got the name since they were set aside, or have lost it, if it is a retired one, or are not there any more.
 pub fn forget_what_is_mended(table: &Upgraded) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Failed {
         upgrade: i64,
         name: String,
+        live: bool,
         failures: Vec<Noted>,
     }
     #[derive(Deserialize, Serialize)]
@@ -135,19 +143,20 @@ pub fn forget_what_is_mended(table: &Upgraded) -> Result<(), Failure> {
         key: Vec<String>,
     }
     let failed: Vec<Failed> = spi::fetch(
-        "select f.upgrade, g.name, pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('key', f.key, 'seen_at', f.seen_at)) as failures from migrator.upgrade_failure f \
-         join migrator.upgrade g on g.id = f.upgrade where f.relation = $1 group by 1, 2",
+        "select f.upgrade, g.name, g.state not in ('retiring', 'retired') as live, pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object('key', f.key, 'seen_at', f.seen_at)) as failures from migrator.upgrade_failure f \
+         join migrator.upgrade g on g.id = f.upgrade where f.relation = $1 group by 1, 2, 3",
         &[pg_sys::Oid::from(table.relation.oid).into()],
     )?;
     let keyset = Keyset::of(table)?;
-    for Failed { upgrade, name, failures } in failed {
+    for Failed { upgrade, name, live, failures } in failed {
         let texts = |key: &Value| -> Vec<String> {
             table.key.iter().map(|column| key[column.as_str()].as_str().unwrap_or_default().to_owned()).collect()
         };
         let all: Vec<Vec<String>> = failures.iter().map(|failure| texts(&failure.key)).collect();
-        let lacking: Vec<Found> = keyset.query(&keyset.table().lacking_name(&name), &[JsonB(json!(all)).into()])?;
+        let sql = keyset.table().by_name(&name, !live);
+        let as_before: Vec<Found> = keyset.query(&sql, &[JsonB(json!(all)).into()])?;
         let mended: Vec<&Noted> =
-            failures.iter().filter(|failure| !lacking.iter().any(|found| found.key == texts(&failure.key))).collect();
+            failures.iter().filter(|failure| !as_before.iter().any(|found| found.key == texts(&failure.key))).collect();
         // Those that were read before the rows were: what a writer has noted since is another failure, and one that he is just
         // noting is his. Nobody is waited for.
         spi::execute(

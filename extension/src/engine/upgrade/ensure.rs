@@ -97,8 +97,9 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
             let Some(upgraded) = Upgraded::find(relation)? else { continue };
             let step = step::one(&upgraded, &worker())?;
             let rest = Duration::from_millis(u64::try_from(step.wait_ms).unwrap_or(0));
-            if !step.done && rest < HELD {
-                // Not a time was asked for but an end: it is on its way, by our batches or by somebody else's.
+            // Unless a time was asked for, an end was: it is on its way, by our batches or by somebody else's.
+            let in_time = wait.is_zero() || Instant::now() < end;
+            if !step.done && rest < HELD && in_time {
                 lock::pause(rest);
                 pgrx::check_for_interrupts!();
                 continue;

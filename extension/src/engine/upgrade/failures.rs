@@ -28,7 +28,7 @@ pub fn retry(table: &Upgraded, name: Option<&str>, key: Option<&str>) -> Result<
     let (mut tried, mut handed) = (vec![], 0);
     for upgrade in registered.iter().filter(|upgrade| of(upgrade)) {
         let keys = set_aside(table, upgrade.id, key)?;
-        if upgrade.kind == "application" {
+        if upgrade.kind == "application" && upgrade.state != "retiring" {
             handed += hand_out(table, upgrade.id, &keys)?;
         } else {
             tried.extend(keys.into_iter().map(|key| (upgrade.id, key)));
@@ -70,7 +70,11 @@ pub fn waive(table: &Upgraded, name: &str, key: Option<&str>, reason: Option<&st
             format!("upgrade {} of table {} is retired", plain(name), table.relation.name.plain()),
         )
         .detail("Rows lose its name. Nothing was changed.")
-        .hint("Nothing is left to do for it."));
+        .hint(format!(
+            "Where a row keeps it because it cannot be written, mend that, and then: select migrator.retry_failed({}, {});",
+            literal(&table.relation.name.plain()),
+            literal(name)
+        )));
     };
     let wanted =
         Wanted { upgrade: &definition.upgrades[place], earlier: &definition.upgrades[..place], applied: false };
@@ -175,7 +179,7 @@ fn unwaived(table: &Upgraded, name: &str, state: &State, left: usize) -> Failure
             "An upgrade before it is pending or has failed for them, and has to come first.",
             format!(
                 "select upgrade, key, message from migrator.upgrade_failures where relation = {}; shows which.",
-                literal(&relation)
+                table.relation.as_shown()
             ),
         )
     } else if !state.held.is_empty() {
@@ -200,7 +204,7 @@ fn not_aside(table: &Upgraded, key: &str) -> Failure {
         .detail("Nothing was changed.")
         .hint(format!(
             "select upgrade, key from migrator.upgrade_failures where relation = {}; lists those that are.",
-            literal(&relation)
+            table.relation.as_shown()
         ))
 }
 

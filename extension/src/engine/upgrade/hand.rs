@@ -86,7 +86,7 @@ impl<'a> Desk<'a> {
             .detail("Rows lose its name. Nothing was changed.")
             .hint(format!(
                 "Nothing is left to do for it; select * from migrator.upgrades where relation = {}; lists the others.",
-                literal(&table)
+                self.table.relation.as_shown()
             )))
     }
 }

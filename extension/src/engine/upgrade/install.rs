@@ -249,6 +249,12 @@ fn unlike(table: &Upgraded, definition: &Definition) -> Result<Option<Failure>, 
         return Ok(Some(Failure::new(code::UNDEFINED_COLUMN, format!("column {} of table {name}, which an upgrade names, is not there", plain(gone.as_str())))
             .hint("Bring it back under that name, or retire the upgrade: select migrator.retire_upgrade(…, incomplete => true);")));
     }
+    let is_array = |column: &&definition::Column| column.type_name == "text[]" && !column.generated;
+    if let Some(other) = columns.iter().filter(|column| column.name == marks).find(|column| !is_array(column)) {
+        let made = if other.generated { ", made by the server," } else { "" };
+        return Ok(Some(Failure::new(code::UNDEFINED_COLUMN, format!("column {COLUMN} of table {name} is another one than it was: of type {}{made} and not text[]", other.type_name))
+            .hint(format!("Give that column another name, and the one with the upgrades' names this one: alter table {} rename column … to {COLUMN};", table.relation.name))));
+    }
     let elsewhere = |upgrade: &&Upgrade| upgrade.in_place && upgrade.numbers != numbers::of(&columns, upgrade);
     if let Some(upgrade) = definition.upgrades.iter().find(elsewhere) {
         return Ok(Some(Failure::new(code::NOT_IN_STATE, format!("columns of table {name} that upgrade {} makes out of themselves are in another place than they were", plain(&upgrade.name)))

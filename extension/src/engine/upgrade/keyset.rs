@@ -6,9 +6,12 @@ use crate::catalog::{definition, role, spi};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Name, plain};
 use migrator_core::upgrade::sweep::{Key, Table};
+use pgrx::JsonB;
 use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
 /// Plans that go by the index, whatever the statistics of a table say that is being rewritten.
 const BY_INDEX: [(&str, &str); 5] = [
@@ -24,6 +27,8 @@ pub struct Keyset<'a> {
     table: &'a Upgraded,
     pub key: Vec<Key>,
     deferrable: Vec<Deferrable>,
+    /// Tables whose checks may be put off by these: each that a constraint of one of these names is about.
+    checked: Vec<pg_sys::Oid>,
 }
 
 /// A constraint, or a constraint trigger, that may be checked at the end of the transaction.
@@ -52,7 +57,9 @@ impl<'a> Keyset<'a> {
                     .ok_or_else(|| gone(table, name.as_str()))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { table, key, deferrable: deferrable(table)? })
+        let deferrable = deferrable(table)?;
+        let checked = if deferrable.is_empty() { vec![] } else { checked(&deferrable)? };
+        Ok(Self { table, key, deferrable, checked })
     }
 
     /// For the texts of `core`.
@@ -88,11 +95,18 @@ impl<'a> Keyset<'a> {
     /// Runs a statement with none of the table's constraints deferred. "cannot fire deferred trigger within security-restricted
     /// operation" (trigger.c): as the owner nothing can be put off to the end of the transaction; and a row that breaks a
     /// constraint is found in its batch, and not when everything is to be committed.
+    ///
+    /// SET CONSTRAINTS runs at once what was put off before, as the current user, which is the extension's owner: the trigger
+    /// functions of whoever calls us inside his transaction. And what it finds would be blamed on our rows. So nothing may be pending.
     fn checked_at_once<T>(&self, work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
         let set = |names: Vec<String>, when: &str| match names.as_slice() {
             [] => Ok(0),
             names => spi::execute(&format!("set constraints {} {when}", names.join(", ")), &[]),
         };
+        // SAFETY: looks through the queue of this backend.
+        if self.checked.iter().any(|table| unsafe { pg_sys::AfterTriggerPendingOnRel(*table) }) {
+            return Err(self.pending());
+        }
         let all = self.deferrable.iter();
         set(all.clone().map(|constraint| constraint.name.to_string()).collect(), "immediate")?;
         let done = work()?;
@@ -104,13 +118,43 @@ impl<'a> Keyset<'a> {
     }
 }
 
+impl Keyset<'_> {
+    fn pending(&self) -> Failure {
+        let name = self.table.relation.name.plain();
+        Failure::new(
+            code::ACTIVE_TRANSACTION,
+            format!("checks of table {name}, or of one beside it, were put off to the end of this transaction"),
+        )
+        .detail("What fails in them could not be told from what fails here. Nothing was changed.")
+        .hint("Call it in a transaction of its own; or have them done first: set constraints all immediate;")
+    }
+}
+
+/// SET CONSTRAINTS takes all constraints of a name in a schema, with those of partitions that belong to them.
+fn checked(deferrable: &[Deferrable]) -> Result<Vec<pg_sys::Oid>, Failure> {
+    #[derive(Deserialize)]
+    struct Table {
+        oid: u32,
+    }
+    let names: Vec<&Name> = deferrable.iter().map(|constraint| &constraint.name).collect();
+    let tables: Vec<Table> = spi::fetch(
+        "select distinct t.oid::pg_catalog.int8 as oid from (with recursive c as (select k.oid, k.conrelid, k.confrelid from pg_catalog.pg_constraint k \
+             join pg_catalog.pg_namespace n on n.oid = k.connamespace \
+             join pg_catalog.jsonb_to_recordset($1) as w (schema text, name text) on w.schema = n.nspname and w.name = k.conname \
+           union select k.oid, k.conrelid, k.confrelid from pg_catalog.pg_constraint k join c on k.conparentid = c.oid) \
+           select c.conrelid, c.confrelid from c) c, lateral (values (c.conrelid), (c.confrelid)) t (oid) where t.oid <> 0",
+        &[JsonB(json!(names)).into()],
+    )?;
+    Ok(tables.into_iter().map(|table| pg_sys::Oid::from(table.oid)).collect())
+}
+
 fn deferrable(table: &Upgraded) -> Result<Vec<Deferrable>, Failure> {
     spi::fetch(
         "select distinct n.nspname as schema, k.conname as name, k.condeferred as deferred \
          from pg_catalog.pg_constraint k join pg_catalog.pg_namespace n on n.oid = k.connamespace \
          where k.condeferrable and (k.conrelid = $1 or k.confrelid = $1 \
            or k.conrelid in (select t.relid from pg_catalog.pg_partition_tree($1::pg_catalog.oid::pg_catalog.regclass) t))",
-        &[pgrx::pg_sys::Oid::from(table.relation.oid).into()],
+        &[pg_sys::Oid::from(table.relation.oid).into()],
     )
 }
 

@@ -36,7 +36,8 @@ pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static
     let relation = table.relation.name.plain();
     spi::execute(
         "update migrator.upgrade set state = 'retiring', retired_at = pg_catalog.clock_timestamp(), completed_at = case when $2 then completed_at end where id = $1",
-        &[upgrade.id.into(), (upgrade.state == "complete").into()],
+        // Who said that it may be incomplete had nobody look: it does not count as one that was complete.
+        &[upgrade.id.into(), (upgrade.state == "complete" && !incomplete).into()],
     )?;
     spi::execute("delete from migrator.upgrade_failure where upgrade = $1", &[upgrade.id.into()])?;
     spi::execute("delete from migrator.upgrade_unnoted where upgrade = $1", &[upgrade.id.into()])?;

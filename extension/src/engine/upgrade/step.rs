@@ -497,7 +497,8 @@ fn over_budget(table: &Upgraded) -> Result<Option<String>, Failure> {
     let name = literal(&table.relation.name.plain());
     let why = format!("{aside} rows failed, more than the {budget} that may");
     let hint = format!(
-        "select sqlstate, message, count(*) from migrator.upgrade_failures where relation = {name} group by 1, 2; shows why. Then retire the upgrade and register a better one, or go on: select migrator.resume_upgrades({name});"
+        "select sqlstate, message, count(*) from migrator.upgrade_failures where relation = {} group by 1, 2; shows why. Then retire the upgrade and register a better one, or go on: select migrator.resume_upgrades({name});",
+        table.relation.as_shown()
     );
     // Who has the row may be waiting for the table, which this batch holds: the next one in which a row fails looks again.
     let taken = spi::execute(

@@ -35,6 +35,7 @@ struct Given {
     error: Option<String>,
     columns: Option<Vec<String>>,
     typed: Option<String>,
+    strange: Option<String>,
 }
 
 /// One row under its lock.
@@ -102,7 +103,7 @@ pub fn mark(desk: &Desk<'_>, rows: &str) -> Result<Vec<Answer>, Failure> {
 fn malformed(message: &str) -> Failure {
     Failure::new(code::INVALID_PARAMETER, message)
         .detail("Nothing was changed.")
-        .hint(r#"Give back key and token as migrator.select_batch gave them: [{"key": {"id": "1"}, "token": "…", "values": {"column": "value"}}]; or, instead of values, an error: {"key": …, "token": …, "error": "what went wrong"}"#)
+        .hint(r#"Give back key and token as migrator.select_batch gave them: [{"key": {"id": "1"}, "token": "…", "values": {"column": "value"}}]; "values": {} sets the name alone; instead of values there may be an "error": "what went wrong""#)
 }
 
 fn read_key(given: &Given) -> Result<Key, Failure> {
@@ -114,8 +115,19 @@ fn read_key(given: &Given) -> Result<Key, Failure> {
     if token.len() != 36 || !token.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
         return Err(malformed(&format!("the token of row {} is no token", given.n + 1)));
     }
+    if let Some(strange) = &given.strange {
+        return Err(malformed(&format!(
+            "row {} has a field {strange:?}, which is neither values nor error",
+            given.n + 1
+        )));
+    }
     match given.typed.as_deref() {
-        None | Some("object" | "null") => Ok(key),
+        Some("object") => Ok(key),
+        // As of a program that caught something which has no message: it must not pass for having upgraded the row.
+        None | Some("null") if given.error.is_none() => {
+            Err(malformed(&format!("row {} has neither values nor an error", given.n + 1)))
+        }
+        None | Some("null") => Ok(key),
         Some(other) => {
             Err(malformed(&format!("the values of row {} are not an object but of type {other}", given.n + 1)))
         }

@@ -193,7 +193,8 @@ fn within_budget(desk: &Desk<'_>) -> Result<(), Failure> {
     )
     .detail("No more are handed out until somebody has looked. Nothing was changed.")
     .hint(format!(
-        "select sqlstate, message, count(*) from migrator.upgrade_failures where relation = {table} and upgrade = {name} group by 1, 2; shows why. When the application is mended: select migrator.retry_failed({table}, {name});"
+        "select sqlstate, message, count(*) from migrator.upgrade_failures where relation = {} and upgrade = {name} group by 1, 2; shows why. When the application is mended: select migrator.retry_failed({table}, {name});",
+        desk.table.relation.as_shown()
     )))
 }
 
