@@ -1,15 +1,21 @@
 //! Failover to a standby that lost the last commits: the change is there what it was, goes on or back, and the rows are
 //! those that the standby knows of.
 
+use migrator_tests::counted::{UNFIT, WRITTEN, WRONG, go_into_the_middle, lay_out};
 use migrator_tests::left_behind::nothing_left_behind;
 use migrator_tests::program::{self, agent, postgresql};
 use migrator_tests::same_rows::{fingerprint, same_rows};
+use migrator_tests::upgrades::Worker;
 use migrator_tests::*;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-for_oldest_and_newest_server!(a_standby_that_lost_the_last_commits, a_standby_without_the_library);
+for_oldest_and_newest_server!(
+    a_standby_that_lost_the_last_commits,
+    a_standby_that_lost_the_last_batches,
+    a_standby_without_the_library,
+);
 
 /// What was committed is on its way to the standby, and not in a buffer.
 const SENT: [(&str, &str); 1] = [("synchronous_commit", "on")];
@@ -118,6 +124,72 @@ async fn a_standby_that_lost_the_last_commits(server: Server) -> Result<()> {
     ensure!(fingerprint(&session, ROWS).await? == now, "the rollback on the promoted standby changed rows");
     change.cancel().await?;
     nothing_left_behind(&database).await
+}
+
+/// Batches of upgrades commit without waiting for anybody: rows, names and how far the sweep came are lost together.
+async fn a_standby_that_lost_the_last_batches(server: Server) -> Result<()> {
+    let primary = server.cluster(&SENT).await?;
+    let database = Database::create(&primary, true).await?;
+    let session = database.connect().await?;
+    lay_out(&session, 16_000, 100).await?;
+    session
+        .run(
+            "create table handed (id int primary key, a text, b text); insert into handed select g, 'a' from generate_series(1, 9) g;
+             select migrator.register_upgrade('handed', 'code', inputs => '{a}', outputs => '{b}')",
+        )
+        .await?;
+    let standby = Arc::new(primary.standby().await?);
+    go_into_the_middle(&database).await?;
+    standby.follows(&primary).await?;
+    standby.cut_off().await?;
+    // It is not waited for: it is to miss what comes now.
+    session.run("select migrator.set_limit('lost_standby', ignoring => '{walreceiver}')").await?;
+    go_into_the_middle(&database).await?;
+    session.run("update counted set touched = 1 where id % 16 = 3; delete from counted where id % 1000 = 7").await?;
+    let lent = session
+        .value(
+            "select jsonb_agg(jsonb_build_object('key', key, 'token', token, 'values', '{\"b\": \"c\"}'::jsonb)) from migrator.select_batch('handed', 'code', 3)",
+        )
+        .await?;
+    let written = session.number(WRITTEN).await?;
+    let (primary, database, session) = fail_over(&primary, standby, &database.name).await?;
+
+    let (there, unfit) = (session.number(WRITTEN).await?, session.number(UNFIT).await?);
+    ensure!(there < written, "the standby lost no batch: this shows nothing");
+    ensure!(unfit == 0, "{unfit} rows and their names do not fit on the promoted standby");
+    let late = format!(
+        "select count(*) filter (where applied), count(*) from migrator.mark_applied('handed', 'code', {})",
+        session::literal(&lent)
+    );
+    ensure!(session.row(&late).await? == ["0", "3"], "rows came back that were never handed out here");
+    let mut worker = Worker::new(&database, "counted", "one").await?;
+    worker.complete(&session).await?;
+    let wrong = session.number(WRONG).await?;
+    ensure!(wrong == 0, "{wrong} rows are not upgraded once");
+
+    // A cleanup, which ends where the standby cannot hear of it.
+    session.run("alter table counted add column y int; select migrator.register_upgrade('counted', 'y', set => '{\"y\": \"touched\"}')").await?;
+    worker.complete(&session).await?;
+    session.run("select migrator.retire_upgrade('counted', 'twice')").await?;
+    worker.until(|step| step.rows > 0).await?;
+    let standby = Arc::new(primary.standby().await?);
+    standby.follows(&primary).await?;
+    standby.cut_off().await?;
+    session.run("select migrator.set_limit('lost_standby', ignoring => '{walreceiver}')").await?;
+    const NAMED: &str = "select count(*) from counted where applied_upgrades @> '{twice}'";
+    worker.complete(&session).await?;
+    ensure!(session.number(NAMED).await? == 0, "the cleanup did not end");
+    let (_primary, database, session) = fail_over(&primary, standby, &database.name).await?;
+    ensure!(session.number(NAMED).await? > 0, "the standby heard of the whole cleanup: this shows nothing");
+    let mut worker = Worker::new(&database, "counted", "two").await?;
+    worker.complete(&session).await?;
+    let wrong = session
+        .number("select count(*) from counted where x <> 2 * id or applied_upgrades <> '{y}' or y <> touched")
+        .await?;
+    ensure!(wrong == 0, "{wrong} rows are not as they should be after the cleanup");
+    let gone = session.value("select state from migrator.upgrade where name = 'twice'").await?;
+    ensure!(gone == "retired", "the name is {gone}");
+    Ok(())
 }
 
 /// The folder under which everything of a server is, as tools/get-servers laid it out.
