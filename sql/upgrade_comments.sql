@@ -336,6 +336,7 @@ comment on column migrator.upgrade_failure.attempts is 'How often; 0: applicatio
 comment on column migrator.upgrade_failure.sweep is 'Number of the last sweep in one of whose batches it failed, and against whose rows it counts; null: it failed elsewhere.';
 
 comment on table migrator.upgrade_unnoted is 'Internal: failures of which no more is known than that there was one. The next sweep finds the rows.';
+comment on column migrator.upgrade_unnoted.id is 'Number of the note: a key, so that notes can be taken away where all tables are published.';
 comment on column migrator.upgrade_unnoted.relation is 'Oid of the table in which it failed. An exchange moves the upgrade to another.';
 comment on column migrator.upgrade_unnoted.upgrade is 'The upgrade that failed.';
 
@@ -367,6 +368,7 @@ comment on column migrator.upgrade_event.kind is 'What happened, one word.';
 comment on column migrator.upgrade_event.message is 'What happened, a sentence.';
 comment on column migrator.upgrade_event.detail is 'Figures and names, as an object.';
 comment on sequence migrator.upgrade_event_id_seq is 'Internal: order of the events.';
+comment on sequence migrator.upgrade_unnoted_id_seq is 'Internal: numbers of notes.';
 
 comment on function migrator._counts(boolean) is 'Internal: counts a row that the batch in hand looks at, and returns what it is given, or false where the batch has no time for more rows.';
 comment on function migrator._ends(bigint) is 'Internal: whether a batch of so many rows ends with the row that is asked about.';

@@ -93,8 +93,10 @@ create table migrator.upgrade_failure (
 );
 
 -- Failures of which no more is known: the row could not be named in upgrade_failure without waiting for somebody. There is nothing
--- here that two writers could wait for one another over. The next sweep finds the rows. An exchange moves the upgrade to another table.
+-- here that two writers could wait for one another over: the number is no one's but the writer's. It is there because a table that is
+-- published, as with FOR ALL TABLES, loses no row without a key. The next sweep finds the rows. An exchange moves the upgrade to another table.
 create table migrator.upgrade_unnoted (
+    id           bigint generated always as identity primary key,
     relation     oid not null,                      -- where it failed
     upgrade      bigint not null
 );
@@ -141,4 +143,5 @@ select pg_catalog.pg_extension_config_dump('migrator.upgrade_failure', '');
 select pg_catalog.pg_extension_config_dump('migrator.upgrade_unnoted', '');
 select pg_catalog.pg_extension_config_dump('migrator.upgrade_event', '');
 select pg_catalog.pg_extension_config_dump('migrator.upgrade_id_seq', '');
+select pg_catalog.pg_extension_config_dump('migrator.upgrade_unnoted_id_seq', '');
 select pg_catalog.pg_extension_config_dump('migrator.upgrade_event_id_seq', '');

@@ -1,5 +1,6 @@
 //! Putting a definition where the guard finds it: column, trigger and view, in one transaction.
 
+use super::published::warn_of_publications;
 use super::register::{self, Request, Wish};
 use super::table::{self, Upgraded};
 use super::{numbers, rewrite, view};
@@ -49,6 +50,7 @@ pub fn register(request: &Request) -> Result<i64, Failure> {
     apply(&upgraded, &what, wish.adds_column, request.view_name.as_deref())?;
     crash::point("register.installed");
     warn_of_standbys("While the table has upgrades")?;
+    warn_of_publications()?;
     if chosen.rewrite && request.strategy == "auto" {
         chosen = rewrite::begin_if_possible(&upgraded, request, id, chosen)?;
     } else if chosen.rewrite {

@@ -17,6 +17,7 @@ mod keyset;
 mod look;
 pub mod looked;
 mod numbers;
+mod published;
 pub mod register;
 pub mod retire;
 mod rewrite;
