@@ -282,6 +282,7 @@ comment on column migrator.upgraded.vacuum_asked_at is 'When that was.';
 comment on column migrator.upgraded.verified_at is 'When the last look at every row ended; -infinity: there is reason for another.';
 comment on column migrator.upgraded.verify_took is 'How long that took.';
 comment on column migrator.upgraded.lacking is 'Rows that a batch could do something for, by that look.';
+comment on column migrator.upgraded.repeated is 'Passes over all rows in a row that were begun because the look before had found such rows; from the second on they wait.';
 comment on column migrator.upgraded.strangers is 'Rows that have a name which nobody registered here, by the last such look.';
 comment on column migrator.upgraded.partitions is 'The guards, by pg_trigger.oid, of partitions whose rows were looked at, or have names from their beginning.';
 comment on column migrator.upgraded.may_be_left is 'Whether something has been there, since the last look at all rows began, by which a guard leaves rows to batches.';

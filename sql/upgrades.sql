@@ -29,6 +29,7 @@ create table migrator.upgraded (
     verified_at  timestamptz,                       -- when the last look at all rows ended
     verify_took  interval,
     lacking      bigint,                            -- rows that a batch could do something for, by that look
+    repeated     integer not null default 0,        -- upgrade sweeps in a row that were begun because the look before found such rows
     strangers    bigint,                            -- rows that have a name which nobody registered here, by the last such look
     partitions   oid[],                             -- the guards of those whose rows were looked at, or have names from their beginning
     may_be_left  boolean not null default false,    -- whether something has been there, since the last look at all rows began, by which a guard leaves rows to batches

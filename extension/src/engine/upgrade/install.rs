@@ -192,7 +192,7 @@ fn remove(upgraded: &Upgraded, definition: &Definition, what: &str) -> Result<()
 
 fn changed(oid: u32) -> Result<(), Failure> {
     spi::execute(
-        "update migrator.upgraded set generation = generation + 1, verified_at = null, lacking = null, strangers = null where relation = $1",
+        "update migrator.upgraded set generation = generation + 1, verified_at = null, lacking = null, repeated = 0, strangers = null where relation = $1",
         &[pg_sys::Oid::from(oid).into()],
     )
     .map(|_| ())

@@ -19,6 +19,7 @@ pub mod looked;
 mod numbers;
 mod published;
 pub mod register;
+mod repeat;
 pub mod retire;
 mod rewrite;
 pub mod settle;

@@ -5,7 +5,7 @@ use super::keyset::Keyset;
 use super::retire::Clean;
 use super::sweep::{self, Chunk, Kind, Progress};
 use super::table::{self, Upgraded};
-use super::{complete, install, retire, rewrite};
+use super::{complete, install, repeat, retire, rewrite};
 use super::{look, looked};
 use crate::catalog::attempt::attempt;
 use crate::catalog::cost::Meter;
@@ -57,7 +57,7 @@ impl Step {
         }
     }
 
-    fn wait(state: &'static str, wait_ms: i32, reason: impl Into<String>) -> Self {
+    pub(super) fn wait(state: &'static str, wait_ms: i32, reason: impl Into<String>) -> Self {
         Self { wait_ms, reason: Some(reason.into()), ..Self::new(state) }
     }
 }
@@ -72,11 +72,11 @@ const HELD_MOST: usize = 10_000;
 /// Does one step. Each call is its own transaction.
 pub fn step(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
     guard::outside_transaction("migrator.step")?;
-    one(table, worker)
+    one(table, worker, false)
 }
 
-/// The same inside a transaction: rows stay locked until its end.
-pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
+/// The same inside a transaction: rows stay locked until its end. `hurried`: somebody waits for that.
+pub fn one(table: &Upgraded, worker: &str, hurried: bool) -> Result<Step, Failure> {
     guard::fresh_snapshots("migrator.step")?;
     if table.state.paused {
         return Ok(Step { done: true, ..Step::wait("paused", 1000, "somebody has to resume it") });
@@ -112,7 +112,7 @@ pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
     let mut step = match kind(table) {
         Some(_) if table.state.sweep_generation != Some(table.state.generation) => begin(table, Kind::Upgrade)?,
         Some(kind) => work(table, kind, worker, factor)?,
-        None => decide(table)?,
+        None => decide(table, hurried)?,
     };
     if let Verdict::Slow(_, reason) = verdict {
         step.reason.get_or_insert(reason);
@@ -185,6 +185,15 @@ fn another() -> Step {
 }
 
 fn begin(table: &Upgraded, kind: Kind) -> Result<Step, Failure> {
+    begin_and(table, kind, |_| Ok(()))
+}
+
+/// Begins a sweep, and does something more in the same moment; or finds that somebody else has.
+pub(super) fn begin_and(
+    table: &Upgraded,
+    kind: Kind,
+    also: impl FnOnce(&Upgraded) -> Result<(), Failure>,
+) -> Result<Step, Failure> {
     if !table.alone()? {
         return Ok(another());
     }
@@ -199,6 +208,7 @@ fn begin(table: &Upgraded, kind: Kind) -> Result<Step, Failure> {
         return blocked(&now, why);
     }
     sweep::begin(&now, kind, now.state.batch_size.unwrap_or(FIRST))?;
+    also(&now)?;
     Ok(Step::new(state(kind)))
 }
 
@@ -210,7 +220,7 @@ fn state(kind: Kind) -> &'static str {
 }
 
 /// Between two sweeps: is there anything to do?
-fn decide(table: &Upgraded) -> Result<Step, Failure> {
+fn decide(table: &Upgraded, hurried: bool) -> Result<Step, Failure> {
     if table.relation.kind == "p" {
         if !table.alone()? {
             return Ok(another());
@@ -233,8 +243,9 @@ fn decide(table: &Upgraded) -> Result<Step, Failure> {
         let batches = retiring || running.iter().any(|upgrade| upgrade.kind != "application");
         return begin(table, if batches { Kind::Upgrade } else { Kind::Verify });
     }
-    if table.state.lacking.unwrap_or(0) > aside {
-        return begin(table, Kind::Upgrade);
+    let lacking = table.state.lacking.unwrap_or(0) - aside;
+    if lacking > 0 {
+        return repeat::upgrade(table, lacking, hurried);
     }
     let clean = match if retiring { attempt(|| retire::clean(table)) } else { Ok(Clean::NotYet) } {
         // Somebody has the table: another turn. What was done for it is undone.
