@@ -297,6 +297,7 @@ comment on column migrator.upgrade.kind is '`expression`, `function` or `applica
 comment on column migrator.upgrade.set is 'The expressions as they were registered.';
 comment on column migrator.upgrade.function is 'The function as it was registered.';
 comment on column migrator.upgrade.definition is 'What the guard has to know of it, and the settings of its registration.';
+comment on column migrator.upgrade.numbers is 'Numbers of the columns that it writes, in their order: one that was dropped and added again has another. Null: not known.';
 comment on column migrator.upgrade.state is '`running`, `complete`, `retiring` or `retired`.';
 comment on column migrator.upgrade.strategy is '`rows` or `rewrite`.';
 comment on column migrator.upgrade.change is 'Id of the table change that does it.';

@@ -5,7 +5,7 @@ use super::keyset::Keyset;
 use super::retire::Clean;
 use super::sweep::{self, Chunk, Kind, Progress};
 use super::table::{self, Upgraded};
-use super::{complete, install, repeat, retire, rewrite};
+use super::{complete, install, numbers, repeat, retire, rewrite};
 use super::{look, looked};
 use crate::catalog::attempt::attempt;
 use crate::catalog::cost::Meter;
@@ -86,6 +86,9 @@ pub fn one(table: &Upgraded, worker: &str, hurried: bool) -> Result<Step, Failur
         return Ok(Step { done: true, ..Step::wait("blocked", 1000, format!("{why}. {hint}").trim()) });
     }
     if let Some(why) = install::is_unguarded(table)? {
+        for (upgrade, _) in numbers::added_again(table)? {
+            complete::not_any_more(upgrade)?;
+        }
         return blocked(table, why);
     }
     if let Some(change) = rewrite::under_way(table)? {
@@ -232,6 +235,7 @@ fn decide(table: &Upgraded, hurried: bool) -> Result<Step, Failure> {
     // First: an upgrade is complete again when the last of its rows is mended.
     let aside = if table.state.verified { complete::still_aside(table)? } else { 0 };
     let registered = table.registered()?;
+    numbers::learn(table, &registered)?;
     let running: Vec<_> = registered.iter().filter(|upgrade| upgrade.state == "running").collect();
     let retiring = registered.iter().any(|upgrade| upgrade.state == "retiring");
     // Rows can come, or lose the name, without it: what only batches derive, and what application code does.
