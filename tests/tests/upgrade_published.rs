@@ -1,6 +1,7 @@
 //! Upgrades beside logical replication: where all tables are published, those in which upgrades are written down too; and in a table
 //! that a subscription writes to.
 
+use migrator_tests::program::{postgresql, run};
 use migrator_tests::upgrades::{Worker, states};
 use migrator_tests::*;
 use std::time::{Duration, Instant};
@@ -27,8 +28,11 @@ async fn where_all_tables_are_published(server: Server) -> Result<()> {
     session
         .run("create table page (id int primary key, a text, b int, c int); insert into page select g, case g when 7 then 'bad' else g::text end from generate_series(1, 300) g; \
               create publication everything for all tables; \
-              select migrator.register_upgrade('page', 'b', '{\"b\": \"a::int\"}'); select migrator.register_upgrade('page', 'c', '{\"c\": \"b + 1\"}')")
+              select migrator.register_upgrade('page', 'b', '{\"b\": \"a::int\"}')")
         .await?;
+    let second = "select migrator.register_upgrade('page', 'c', '{\"c\": \"b + 1\"}')";
+    let told = run(postgresql(&database, "psql").args(["-X", "-v", "ON_ERROR_STOP=1", "-c", second])).await?;
+    ensure!(told.code == 0 && told.stderr.contains("own tables are published too (everything)"), "{}", told.stderr);
     let mut worker = Worker::new(&database, "page", "w").await?;
     let step = worker.run().await?;
     ensure!(step.state == "waiting" && step.reason.starts_with("1 row(s) are set aside"), "{step:?}");
