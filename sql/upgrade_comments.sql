@@ -282,6 +282,7 @@ comment on column migrator.upgraded.vacuum_asked_at is 'When that was.';
 comment on column migrator.upgraded.verified_at is 'When the last look at every row ended; -infinity: there is reason for another.';
 comment on column migrator.upgraded.verify_took is 'How long that took.';
 comment on column migrator.upgraded.lacking is 'Rows that a batch could do something for, by that look.';
+comment on column migrator.upgraded.repeated is 'Passes over all rows in a row that were begun because the look before had found such rows; from the second on they wait.';
 comment on column migrator.upgraded.strangers is 'Rows that have a name which nobody registered here, by the last such look.';
 comment on column migrator.upgraded.partitions is 'The guards, by pg_trigger.oid, of partitions whose rows were looked at, or have names from their beginning.';
 comment on column migrator.upgraded.may_be_left is 'Whether something has been there, since the last look at all rows began, by which a guard leaves rows to batches.';
@@ -296,6 +297,7 @@ comment on column migrator.upgrade.kind is '`expression`, `function` or `applica
 comment on column migrator.upgrade.set is 'The expressions as they were registered.';
 comment on column migrator.upgrade.function is 'The function as it was registered.';
 comment on column migrator.upgrade.definition is 'What the guard has to know of it, and the settings of its registration.';
+comment on column migrator.upgrade.numbers is 'Numbers of the columns that it writes, in their order: one that was dropped and added again has another. Null: not known.';
 comment on column migrator.upgrade.state is '`running`, `complete`, `retiring` or `retired`.';
 comment on column migrator.upgrade.strategy is '`rows` or `rewrite`.';
 comment on column migrator.upgrade.change is 'Id of the table change that does it.';
@@ -336,6 +338,7 @@ comment on column migrator.upgrade_failure.attempts is 'How often; 0: applicatio
 comment on column migrator.upgrade_failure.sweep is 'Number of the last sweep in one of whose batches it failed, and against whose rows it counts; null: it failed elsewhere.';
 
 comment on table migrator.upgrade_unnoted is 'Internal: failures of which no more is known than that there was one. The next sweep finds the rows.';
+comment on column migrator.upgrade_unnoted.id is 'Number of the note: a key, so that notes can be taken away where all tables are published.';
 comment on column migrator.upgrade_unnoted.relation is 'Oid of the table in which it failed. An exchange moves the upgrade to another.';
 comment on column migrator.upgrade_unnoted.upgrade is 'The upgrade that failed.';
 
@@ -367,6 +370,7 @@ comment on column migrator.upgrade_event.kind is 'What happened, one word.';
 comment on column migrator.upgrade_event.message is 'What happened, a sentence.';
 comment on column migrator.upgrade_event.detail is 'Figures and names, as an object.';
 comment on sequence migrator.upgrade_event_id_seq is 'Internal: order of the events.';
+comment on sequence migrator.upgrade_unnoted_id_seq is 'Internal: numbers of notes.';
 
 comment on function migrator._counts(boolean) is 'Internal: counts a row that the batch in hand looks at, and returns what it is given, or false where the batch has no time for more rows.';
 comment on function migrator._ends(bigint) is 'Internal: whether a batch of so many rows ends with the row that is asked about.';

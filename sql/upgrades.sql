@@ -29,6 +29,7 @@ create table migrator.upgraded (
     verified_at  timestamptz,                       -- when the last look at all rows ended
     verify_took  interval,
     lacking      bigint,                            -- rows that a batch could do something for, by that look
+    repeated     integer not null default 0,        -- upgrade sweeps in a row that were begun because the look before found such rows
     strangers    bigint,                            -- rows that have a name which nobody registered here, by the last such look
     partitions   oid[],                             -- the guards of those whose rows were looked at, or have names from their beginning
     may_be_left  boolean not null default false,    -- whether something has been there, since the last look at all rows began, by which a guard leaves rows to batches
@@ -45,6 +46,7 @@ create table migrator.upgrade (
     set          jsonb,                             -- as it was registered
     function     text,                              -- likewise
     definition   jsonb not null,                    -- core's Upgrade
+    numbers      smallint[],                        -- of its outputs, pg_attribute.attnum, in their order; null: not known
     state        text not null default 'running' check (state in ('running', 'complete', 'retiring', 'retired')),
     strategy     text not null default 'rows' check (strategy in ('rows', 'rewrite')),
     change       bigint,                            -- the table change that does it, where the strategy is rewrite
@@ -93,8 +95,10 @@ create table migrator.upgrade_failure (
 );
 
 -- Failures of which no more is known: the row could not be named in upgrade_failure without waiting for somebody. There is nothing
--- here that two writers could wait for one another over. The next sweep finds the rows. An exchange moves the upgrade to another table.
+-- here that two writers could wait for one another over: the number is no one's but the writer's. It is there because a table that is
+-- published, as with FOR ALL TABLES, loses no row without a key. The next sweep finds the rows. An exchange moves the upgrade to another table.
 create table migrator.upgrade_unnoted (
+    id           bigint generated always as identity primary key,
     relation     oid not null,                      -- where it failed
     upgrade      bigint not null
 );
@@ -141,4 +145,5 @@ select pg_catalog.pg_extension_config_dump('migrator.upgrade_failure', '');
 select pg_catalog.pg_extension_config_dump('migrator.upgrade_unnoted', '');
 select pg_catalog.pg_extension_config_dump('migrator.upgrade_event', '');
 select pg_catalog.pg_extension_config_dump('migrator.upgrade_id_seq', '');
+select pg_catalog.pg_extension_config_dump('migrator.upgrade_unnoted_id_seq', '');
 select pg_catalog.pg_extension_config_dump('migrator.upgrade_event_id_seq', '');

@@ -22,6 +22,7 @@ for_newest_server!(
     a_table_that_is_renamed_meanwhile,
     paused_and_resumed_at_run_time,
     rows_that_are_set_aside,
+    a_right_that_comes_later,
     what_is_shown_and_what_a_dry_run_writes
 );
 
@@ -375,6 +376,53 @@ async fn rows_that_are_set_aside(server: Server) -> Result<()> {
     session.run("create or replace function broken(text) returns int immutable language sql as 'select 1'").await?;
     say(&database, &["upgrade", "resume", "article"]).await?.fine()?;
     say(&database, &["upgrade", "run", "article"]).await?.fine().map(drop)
+}
+
+/// What only somebody can mend he mends where nobody sees it: it is tried again and again, and told once.
+async fn a_right_that_comes_later(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    let (owner, program) = (format!("owner_{}", database.name), format!("program_{}", database.name));
+    session.run(&counted(FEW)).await?;
+    session
+        .run(&format!(
+            "drop role if exists {owner}, {program}; create role {owner}; create role {program} login; grant pg_monitor to {program}; \
+             alter table counted owner to {owner}"
+        ))
+        .await?;
+    session.run(&twice(500)).await?;
+    let refused = run(agent(&database)?.env("PGUSER", &program).args(["upgrade", "run", "counted"])).await?;
+    ensure!(
+        refused.code == 2 && refused.stderr.contains("must be owner of table"),
+        "{}: {}",
+        refused.code,
+        refused.stderr
+    );
+
+    let log = tempfile::NamedTempFile::new()?;
+    let mut command = agent(&database)?;
+    command.args(["agent", "--jobs", "2"]).env("PGUSER", &program).env("NO_COLOR", "1").kill_on_drop(true);
+    let mut daemon = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.reopen()?).spawn()?;
+    let told = || std::fs::read_to_string(log.path());
+    let deadline = Instant::now() + PATIENCE;
+    while !told()?.contains("must be owner of table") {
+        ensure!(Instant::now() < deadline, "it never says why: {}", told()?);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // It has been told no twice.
+    let asked = "select coalesce(max(query_start), '-infinity') from pg_stat_activity where application_name ~ '^migrator:upgrade:[0-9]' and datname = current_database()";
+    let since = session.value(asked).await?;
+    until(&session, &format!("({asked}) > '{since}'")).await?;
+    session.run(&format!("grant {owner} to {program}")).await?;
+    until(&session, "bool_and(state = 'complete') from migrator.upgrades").await?;
+    ensure!(session.number(WRONG).await? == 0, "rows were not upgraded exactly once");
+    terminate(&daemon).await?;
+    let ended = tokio::time::timeout(PATIENCE, daemon.wait()).await.context("SIGTERM does not end it")??;
+    ensure!(ended.code() == Some(0), "it ended with {ended}");
+    let times = told()?.matches("stopped; others go on").count();
+    ensure!(times == 1, "it was told {times} times: {}", told()?);
+    session.run(&format!("drop owned by {owner}, {program} cascade; drop role {owner}, {program}")).await?;
+    Ok(())
 }
 
 async fn what_is_shown_and_what_a_dry_run_writes(server: Server) -> Result<()> {

@@ -209,8 +209,8 @@ async fn a_database_that_was_dumped_and_restored(server: Server) -> Result<()> {
     let session = database.connect().await?;
     // In the other database the table gets another oid.
     session
-        .run("create table before (); create table article (id int primary key, content text, size int); drop table before;
-              insert into article select g, g::text from generate_series(1, 500) g")
+        .run("create table before (); create table article (gone int, id int primary key, size int, note text, content text); drop table before;
+              alter table article drop column gone; insert into article (id, content) select g, g::text from generate_series(1, 500) g")
         .await?;
     session
         .run(
@@ -234,6 +234,8 @@ async fn a_database_that_was_dumped_and_restored(server: Server) -> Result<()> {
     ensure!(remedy[0] == "upgrades of public.article", "{remedy:?}");
     session.run(&remedy[1]).await?;
     ensure!(session.number("select count(*) from migrator.doctor() where severity = 'error'").await? == 0, "still");
+    // Its columns have moved up: the one that has the number of the upgrade's is another, and may go.
+    session.run("drop view article__current; alter table article drop column note").await?;
     // The look at every row that was under way says nothing about those that are here; nor does it where the table has the oid
     // that it had.
     let mut worker = Worker::new(&restored, "article", "w").await?;

@@ -25,6 +25,8 @@ impl Delays {
 fn delays(action: Action) -> ExponentialBackoff {
     let (least, most) = match action {
         Action::Retry => (Duration::from_millis(10), Duration::from_secs(1)),
+        // Somebody has to mend it, who may take days, and does not say when he has.
+        Action::Stop => (Duration::from_secs(1), Duration::from_secs(150)),
         _ => (Duration::from_millis(200), Duration::from_secs(30)),
     };
     ExponentialBuilder::new().with_min_delay(least).with_max_delay(most).without_max_times().with_jitter().build()

@@ -68,7 +68,10 @@ pub trait Work: Send + Sync + Sized + 'static {
     fn give_back(&self, turn: &Self::Turn, answer: Result<&Self::Answer, Class>, now: Instant) -> (Action, Duration);
     /// What follows from a call that worked, beside the next turn. Something where the goal is reached.
     fn conclude(&self, turn: &Self::Turn, answer: Self::Answer, action: Action, rest: Duration) -> Option<Self::Done>;
-    /// Leaves word of a failure that only a person can mend.
+    /// Whether a failure that only a person can mend is another than the last one there, so that the log need not have it each time
+    /// that it is tried.
+    fn is_news(&self, turn: &Self::Turn, unfit: &Unfit) -> bool;
+    /// Leaves word of such a failure.
     fn report(&self, store: &mut Store, turn: &Self::Turn, unfit: &Unfit) -> impl Future<Output = ()> + Send;
     /// For the log: the number of a change, the name of a table.
     fn subject(turn: &Self::Turn) -> (Option<i64>, Option<&str>);

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::field::debug as debug_value;
+use tracing::{debug, error, info, warn};
 
 /// What all workers of a drive share.
 pub struct Shared<W: Work> {
@@ -134,10 +135,14 @@ impl<W: Work> Worker<W> {
             Action::BackOff | Action::Retry => {
                 info!(change, relation, sqlstate, error = %unfit, retry_in = ?rest, "call will be repeated");
             }
+            Action::Stop if !self.shared.work.is_news(turn, &unfit) => {
+                debug!(change, relation, sqlstate, error = %unfit, retry_in = ?rest, "still stopped");
+            }
             Action::Stop => {
+                let retry_in = (!rest.is_zero()).then(|| debug_value(rest));
                 let detail = answer.and_then(|answer| answer.detail.clone());
                 let hint = answer.and_then(|answer| answer.hint.clone()).or_else(|| unfit.hint());
-                error!(change, relation, sqlstate, error = %unfit, detail, hint, "stopped; others go on");
+                error!(change, relation, sqlstate, error = %unfit, detail, hint, retry_in, "stopped; others go on");
                 if let Some(store) = &mut self.store {
                     self.shared.work.report(store, turn, &unfit).await;
                 }

@@ -24,10 +24,13 @@ pub struct Written {
     pub has: bool,
     /// Whether an input changed.
     pub inputs: bool,
-    /// Whether an output changed.
+    /// Whether an output was written.
     pub outputs: bool,
-    /// Whether all of them did.
+    /// Whether all of them were.
     pub all: bool,
+    /// Whether a subscription took an output's value away: it writes all columns that are published, those too that nobody gives a value
+    /// there. Such an output does not count as written.
+    pub emptied: bool,
 }
 
 /// What is to be done.
@@ -56,6 +59,7 @@ pub fn decide(upgrade: &Upgrade, row: Row, written: Written, in_batch: bool) -> 
         // Born with the name by the column's default, and yet written by somebody who does not know of it: what is at its
         // default was not written.
         Row::New => Act::DeriveOthers,
+        Row::Updated if is_lost(written) => Act::DeriveOthers,
         // Derived values follow their inputs, whatever the name says.
         Row::Updated if written.had && (written.inputs || !written.has) => Act::Derive,
         Row::Updated if written.has && !written.inputs => Act::Keep,
@@ -71,9 +75,14 @@ pub fn decide(upgrade: &Upgrade, row: Row, written: Written, in_batch: bool) -> 
     if upgrade.deferred && !in_batch && act != Act::Keep { deferred(row, written) } else { act }
 }
 
+/// A value is gone under the name, and nothing else was written of which one could tell that it was meant.
+fn is_lost(written: Written) -> bool {
+    written.had && written.has && !written.inputs && written.emptied
+}
+
 /// Nothing is derived in an application's statement. What it wrote knowingly stays.
 fn deferred(row: Row, written: Written) -> Act {
-    let knows = written.has && written.outputs && (row == Row::New || !written.inputs);
+    let knows = written.has && written.outputs && (row == Row::New || !written.inputs && !written.emptied);
     if knows { Act::Keep } else { Act::Leave }
 }
 
@@ -82,7 +91,7 @@ fn deferred(row: Row, written: Written) -> Act {
 /// the name is believed.
 fn application(upgrade: &Upgrade, row: Row, written: Written) -> Act {
     let tells = written.had || upgrade.outputs().next().is_some();
-    let outdated = row == Row::Updated && written.inputs && !written.outputs && tells;
+    let outdated = row == Row::Updated && (written.inputs && !written.outputs && tells || is_lost(written));
     if written.has && !outdated { Act::Keep } else { Act::Leave }
 }
 
@@ -116,7 +125,7 @@ mod tests {
     }
 
     fn updated(upgrade: &Upgrade, had: bool, has: bool, inputs: bool, outputs: bool) -> Act {
-        decide(upgrade, Row::Updated, Written { had, has, inputs, outputs, all: false }, false)
+        decide(upgrade, Row::Updated, Written { had, has, inputs, outputs, all: false, emptied: false }, false)
     }
 
     #[test]
@@ -146,9 +155,30 @@ mod tests {
     fn a_new_row_gets_what_nobody_wrote() {
         let upgrade = upgrade(true);
         for has in [false, true] {
-            let written = Written { had: false, has, inputs: true, outputs: false, all: false };
+            let written = Written { had: false, has, inputs: true, outputs: false, all: false, emptied: false };
             assert_eq!(decide(&upgrade, Row::New, written, false), Act::DeriveOthers);
         }
+    }
+
+    #[test]
+    fn what_a_subscription_takes_away_is_made_anew() {
+        let emptied = |had, has, inputs, outputs| Written { had, has, inputs, outputs, all: false, emptied: true };
+        let act = |upgrade: &Upgrade, written| decide(upgrade, Row::Updated, written, false);
+        let here = upgrade(true);
+        for outputs in [false, true] {
+            assert_eq!(act(&here, emptied(true, true, false, outputs)), Act::DeriveOthers, "what it did write stays");
+            assert_eq!(act(&here, emptied(true, true, true, outputs)), Act::Derive);
+            assert_eq!(act(&here, emptied(true, false, false, outputs)), Act::Derive, "the name is gone as well");
+            assert_eq!(act(&here, emptied(false, false, false, outputs)), Act::DeriveOthers);
+        }
+        assert_eq!(act(&here, emptied(false, true, false, false)), Act::Keep, "it brought the name along");
+
+        let deferred = Upgrade { deferred: true, ..upgrade(true) };
+        for outputs in [false, true] {
+            assert_eq!(act(&deferred, emptied(true, true, false, outputs)), Act::Leave, "a batch makes it");
+        }
+        assert_eq!(act(&code(), emptied(true, true, false, false)), Act::Leave, "application code makes it");
+        assert_eq!(act(&code(), emptied(true, true, true, true)), Act::Keep, "all of it written together");
     }
 
     #[test]
@@ -167,7 +197,7 @@ mod tests {
         assert_eq!(updated(&code(), false, true, true, true), Act::Keep, "all of it written together");
         assert_eq!(updated(&upgrade(false), false, true, true, false), Act::Keep, "no outputs are declared");
         assert_eq!(updated(&upgrade(false), true, true, true, false), Act::Leave);
-        let written = Written { had: false, has: true, inputs: true, outputs: false, all: false };
+        let written = Written { had: false, has: true, inputs: true, outputs: false, all: false, emptied: false };
         assert_eq!(decide(&code(), Row::New, written, false), Act::Keep, "born with the name");
     }
 
@@ -182,13 +212,13 @@ mod tests {
         );
         assert_eq!(updated(&upgrade, false, false, false, false), Act::Derive);
         assert_eq!(updated(&upgrade, false, false, true, true), Act::Keep, "a new value is in the new shape");
-        let written = Written { had: false, has: false, inputs: true, outputs: true, all: true };
+        let written = Written { had: false, has: false, inputs: true, outputs: true, all: true, emptied: false };
         assert_eq!(decide(&upgrade, Row::New, written, false), Act::Keep);
     }
 
     #[test]
     fn whoever_writes_all_outputs_is_believed() {
-        let written = |inputs| Written { had: false, has: false, inputs, outputs: true, all: true };
+        let written = |inputs| Written { had: false, has: false, inputs, outputs: true, all: true, emptied: false };
         for deferred in [false, true] {
             let upgrade = Upgrade { deferred, ..upgrade(true) };
             assert_eq!(decide(&upgrade, Row::New, written(true), false), Act::Keep);
@@ -204,7 +234,7 @@ mod tests {
     #[test]
     fn in_place_is_deferred_like_others() {
         let upgrade = Upgrade { in_place: true, deferred: true, ..upgrade(true) };
-        let written = Written { had: false, has: false, inputs: false, outputs: false, all: false };
+        let written = Written { had: false, has: false, inputs: false, outputs: false, all: false, emptied: false };
         assert_eq!(decide(&upgrade, Row::Updated, written, false), Act::Leave);
         assert_eq!(decide(&upgrade, Row::Updated, written, true), Act::Derive);
         assert_eq!(updated(&upgrade, true, false, false, false), Act::Keep);
@@ -215,7 +245,7 @@ mod tests {
         let upgrade = Upgrade { deferred: true, ..upgrade(true) };
         assert_eq!(updated(&upgrade, true, true, true, false), Act::Leave);
         assert_eq!(updated(&upgrade, true, true, false, true), Act::Keep);
-        let written = Written { had: false, has: false, inputs: false, outputs: false, all: false };
+        let written = Written { had: false, has: false, inputs: false, outputs: false, all: false, emptied: false };
         assert_eq!(decide(&upgrade, Row::Updated, written, false), Act::Leave);
         assert_eq!(decide(&upgrade, Row::Updated, written, true), Act::DeriveOthers);
     }

@@ -17,7 +17,7 @@ pub mod role;
 pub mod settings;
 pub mod spi;
 pub mod timeout;
-mod version;
+pub mod version;
 pub mod view_text;
 pub mod volatility;
 pub mod walk;

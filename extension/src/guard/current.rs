@@ -105,7 +105,7 @@ unsafe fn with_row(
         let Some(known) = found else { return Err(unregistered(&name(), guard.is_some())) };
         if !known.fits {
             return Err(Failure::new(code::UNDEFINED_COLUMN, format!("upgrades of table {} name a column that is not there", name()))
-                .hint("Bring it back under that name, or retire the upgrade. Rows that have all upgrades can be read, and the table itself."));
+                .hint("Where it was renamed, give it its name back; or retire the upgrade. Rows that have all upgrades can be read, and the table itself."));
         }
         let header = pg_sys::pg_detoast_datum(argument.cast_mut_ptr()).cast::<pg_sys::HeapTupleHeaderData>();
         let mut tuple = pg_sys::HeapTupleData {

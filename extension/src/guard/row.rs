@@ -218,7 +218,9 @@ impl<'a> Row<'a> {
         let inputs = columns.lost || unsafe { columns.inputs.iter().any(|place| self.is_changed(*place)) };
         // Of those that are away nobody can tell.
         let all = count > 0 && count == self.known.definition.upgrades[upgrade].outputs().count();
-        Written { had, has, inputs, outputs: count > 0, all }
+        // SAFETY: places of this row.
+        let emptied = (0..columns.outputs.len()).any(|place| unsafe { self.is_emptied(upgrade, place) });
+        Written { had, has, inputs, outputs: count > 0, all, emptied }
     }
 
     unsafe fn is_changed(&self, place: usize) -> bool {
@@ -229,23 +231,49 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Of an output of an upgrade, by its number.
+    /// Whether the statement wrote an output of an upgrade, by its number.
     unsafe fn is_output_changed(&self, upgrade: usize, number: usize, has: bool) -> bool {
         let columns = &self.known.columns[upgrade];
         let place = columns.outputs[number];
-        if self.old.is_some() {
-            // SAFETY: a place of this row.
-            return unsafe { self.is_changed(place) };
+        // SAFETY: a place of this row.
+        unsafe {
+            if self.old.is_some() {
+                return self.is_changed(place) && !self.is_emptied(upgrade, number);
+            }
+            if self.outdated.contains(&self.known.definition.upgrades[upgrade].id) {
+                return false;
+            }
+            match &columns.defaults[number] {
+                Unwritten::Unknown if !self.new.nulls[place] => has,
+                _ => !self.is_unwritten(upgrade, number),
+            }
         }
-        if self.new.nulls[place] || self.outdated.contains(&self.known.definition.upgrades[upgrade].id) {
-            return false;
-        }
-        match &columns.defaults[number] {
-            Unwritten::Constants(values) => !values.iter().any(|value| {
-                // SAFETY: defaults are of the column's type.
-                unsafe { self.same(place, Some(*value), self.new.get(place)) }
-            }),
-            Unwritten::Unknown => has,
+    }
+
+    /// Whether an output has what it has where nobody gives it a value, as far as that can be told.
+    unsafe fn is_unwritten(&self, upgrade: usize, number: usize) -> bool {
+        let columns = &self.known.columns[upgrade];
+        let place = columns.outputs[number];
+        // SAFETY: defaults are of the column's type.
+        let is_default = |value: &pg_sys::Datum| unsafe { self.same(place, Some(*value), self.new.get(place)) };
+        self.new.nulls[place]
+            || matches!(&columns.defaults[number], Unwritten::Constants(values) if values.iter().any(is_default))
+    }
+
+    /// Whether a subscription took the value of an output away. Its worker writes every column that is published; where the publisher's
+    /// application knows nothing of the upgrade, an output comes back with each row as it is there: with nothing. An upgrade in place
+    /// has the writers' own values in its column.
+    unsafe fn is_emptied(&self, upgrade: usize, number: usize) -> bool {
+        let place = self.known.columns[upgrade].outputs[number];
+        // SAFETY: reads a variable of the session (commands/trigger.h). The place is one of this row.
+        unsafe {
+            self.applier == Applier::Writer
+                && pg_sys::SessionReplicationRole == pg_sys::SESSION_REPLICATION_ROLE_REPLICA.cast_signed()
+                && self.old.is_some()
+                && !self.known.definition.upgrades[upgrade].in_place
+                && !self.changed.contains(&place)
+                && self.is_changed(place)
+                && self.is_unwritten(upgrade, number)
         }
     }
 

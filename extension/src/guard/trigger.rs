@@ -151,6 +151,6 @@ unsafe fn unguarded(table: pg_sys::Relation) {
     raise::warn(
         Failure::new(code::UNDEFINED_COLUMN, format!("upgrades of table {name} name a column that is not there"))
             .detail("Writes are not affected, and not upgraded.")
-            .hint("Call migrator.doctor() to see which; bring the column back, or retire the upgrade."),
+            .hint("Call migrator.doctor() to see which; give the column its name back, or retire the upgrade."),
     );
 }

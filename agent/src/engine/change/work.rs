@@ -135,6 +135,11 @@ impl Work for Changes {
         (settled && self.in_foreground()).then_some(Stand::Settled)
     }
 
+    /// A change that is stopped is not tried again before its state changes.
+    fn is_news(&self, _: &Turn, _: &Unfit) -> bool {
+        true
+    }
+
     async fn report(&self, store: &mut Store, turn: &Turn, unfit: &Unfit) {
         let detail = match unfit {
             Unfit::Trouble(trouble) => {

@@ -32,11 +32,14 @@ struct Card {
     active: usize,
     /// Until then no more workers than these find something to do.
     crowded: Option<(usize, Instant)>,
-    /// Something that trying again does not mend; ends when somebody does something.
-    stopped: bool,
+    /// Something that only somebody can mend, who may do it where nobody sees it: a right that is granted, a function that is there
+    /// again. So it is tried again at this time, or when something is seen.
+    stopped: Option<Instant>,
     /// Somebody did something while workers were at it: what they bring back may be older.
     touched: bool,
     delays: Delays,
+    /// Between the tries of what is stopped.
+    tries: Delays,
     /// Why the last call did nothing.
     reason: Option<String>,
 }
@@ -78,7 +81,7 @@ impl Board {
                 Some(card) if card.marks == marks => card.relation = relation,
                 Some(card) => {
                     card.due = card.due.min(now);
-                    card.stopped = false;
+                    card.stopped = None;
                     card.touched = card.active > 0;
                     card.marks = marks;
                     card.relation = relation;
@@ -91,9 +94,10 @@ impl Board {
                         due: now,
                         active: 0,
                         crowded: None,
-                        stopped: false,
+                        stopped: None,
                         touched: false,
                         delays: Delays::default(),
+                        tries: Delays::default(),
                         reason: None,
                     };
                     self.cards.insert(*oid, card);
@@ -108,7 +112,7 @@ impl Board {
         let (oid, card) = self
             .cards
             .iter_mut()
-            .filter(|(_, card)| card.next_due().is_some_and(|due| due <= now))
+            .filter(|(_, card)| card.next_due() <= now)
             .min_by_key(|(_, card)| (card.active, card.due))?;
         card.active += 1;
         Some(Turn { table: *oid, relation: card.relation.clone() })
@@ -121,15 +125,24 @@ impl Board {
         let touched = std::mem::take(&mut card.touched);
         if step.is_some() {
             card.delays.reset();
+            // What works beside it, begun before it was stopped, says nothing of it.
+            if card.stopped.is_none_or(|until| until <= now) {
+                card.stopped = None;
+                card.tries.reset();
+            }
         }
         let rest = match action {
             Action::Again => Duration::ZERO,
             Action::Rest(_) if touched => Duration::ZERO,
             Action::Wait(time) | Action::Rest(time) => time,
             Action::Retry | Action::BackOff | Action::Reconnect => card.delays.next(action),
+            Action::Over | Action::Stop if touched => Duration::ZERO,
             Action::Over | Action::Stop => {
-                card.stopped = !touched;
-                Duration::ZERO
+                // Those who are at it too find the same: one delay for all of them.
+                let until =
+                    card.stopped.filter(|until| now < *until).unwrap_or_else(|| now + card.tries.next(Action::Stop));
+                card.stopped = Some(until);
+                return until - now;
             }
         };
         // What one had to wait for, a chunk or a connection, the others may have.
@@ -151,15 +164,15 @@ impl Board {
 
     /// When a worker can take a turn next.
     pub fn next_due(&self) -> Option<Instant> {
-        self.cards.values().filter_map(Card::next_due).min()
+        self.cards.values().map(Card::next_due).min()
     }
 }
 
 impl Card {
     /// When one more worker may take it, if nobody gives it back before.
-    fn next_due(&self) -> Option<Instant> {
+    fn next_due(&self) -> Instant {
         let crowded = self.crowded.filter(|(workers, _)| self.active >= *workers).map(|(_, until)| until);
-        (!self.stopped).then(|| crowded.map_or(self.due, |until| until.max(self.due)))
+        [Some(self.due), crowded, self.stopped].into_iter().flatten().max().unwrap_or(self.due)
     }
 }
 
@@ -251,17 +264,57 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stopped_waits_for_somebody_and_keeps_nothing_else() {
+    fn what_is_stopped_is_tried_again_and_keeps_nothing_else() {
         let now = Instant::now();
         let (words, paused) = (upgrade("words", "running"), upgrade("words", "paused"));
         let mut board = board(now, &[1, 2]);
         taken(&mut board, now);
-        board.give_back(1, None, Action::Stop, now);
+        let rest = board.give_back(1, None, Action::Stop, now);
         assert_eq!(taken(&mut board, now), Some(2), "others go on");
         board.refresh(&[(1, vec![&words]), (2, vec![&words])], now);
         assert_eq!(taken(&mut board, now).filter(|table| *table == 1), None);
         board.refresh(&[(1, vec![&paused]), (2, vec![&words])], now);
+        assert_eq!(taken(&mut board, now), Some(1), "somebody did something");
+        board.give_back(1, None, Action::Stop, now);
+        board.give_back(2, None, Action::Stop, now);
+        assert!(rest >= Duration::from_secs(1));
+        assert_eq!(taken(&mut board, now + MS(999)), None);
+        let late = now + Duration::from_secs(5);
+        let turns: Vec<_> = (0..3).map(|_| taken(&mut board, late)).collect();
+        assert!(turns.contains(&Some(1)) && turns.contains(&Some(2)), "both are tried again: {turns:?}");
+    }
+
+    #[test]
+    fn tries_are_further_apart_until_one_works() {
+        let mut now = Instant::now();
+        let mut board = board(now, &[1]);
+        let mut rests = Vec::new();
+        for _ in 0..12 {
+            assert_eq!(taken(&mut board, now), Some(1));
+            let rest = board.give_back(1, None, Action::Stop, now);
+            assert_eq!(board.next_due(), Some(now + rest));
+            rests.push(rest.as_secs());
+            now += rest;
+        }
+        assert!(rests[0] < 3 && rests[4] >= 16 && rests[11] >= 150 && rests[11] <= 300, "{rests:?}");
         assert_eq!(taken(&mut board, now), Some(1));
+        give(&mut board, 1, &step("upgrading", false, 0), now);
+        assert_eq!(taken(&mut board, now), Some(1));
+        assert!(board.give_back(1, None, Action::Stop, now) < Duration::from_secs(3));
+    }
+
+    #[test]
+    fn workers_that_are_stopped_together_wait_together() {
+        let now = Instant::now();
+        let mut board = board(now, &[1]);
+        assert_eq!([taken(&mut board, now), taken(&mut board, now), taken(&mut board, now)], [Some(1); 3]);
+        let rest = board.give_back(1, None, Action::Stop, now);
+        assert_eq!(board.give_back(1, None, Action::Stop, now + MS(10)), rest - MS(10), "no second delay");
+        assert_eq!(give(&mut board, 1, &step("upgrading", false, 0), now + MS(20)), MS(0));
+        assert_eq!(taken(&mut board, now + rest - MS(1)), None, "what had begun before says nothing of it");
+        assert_eq!(taken(&mut board, now + rest), Some(1));
+        let longer = board.give_back(1, None, Action::Stop, now + rest);
+        assert!(longer >= Duration::from_secs(2), "{longer:?}");
     }
 
     #[test]

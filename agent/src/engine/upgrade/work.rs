@@ -34,7 +34,7 @@ pub struct Upgrades {
     /// The tables that had the name of the one that is driven: a swap gives it to another, and somebody may rename that.
     seen: Mutex<BTreeSet<i64>>,
     vacuums: Vacuums,
-    /// What was logged last of a table that rests, so that it is logged once.
+    /// What was logged last of a table that rests or is stopped, so that it is logged once.
     told: Mutex<BTreeMap<i64, String>>,
     /// With a worker's number what the database knows the worker by. The same on every connection and after a restart, so
     /// that it goes on with the chunk it had instead of waiting until the lease is over.
@@ -161,6 +161,11 @@ impl Work for Upgrades {
         }
         self.tell_that_it_rests(turn, &step);
         None
+    }
+
+    fn is_news(&self, turn: &Turn, unfit: &Unfit) -> bool {
+        let words = unfit.to_string();
+        locked(&self.told).insert(turn.table, words.clone()) != Some(words)
     }
 
     /// This program's log is enough: nobody looks for it in that of the table.

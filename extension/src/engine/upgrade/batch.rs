@@ -21,7 +21,7 @@ use pgrx::JsonB;
 use serde::Deserialize;
 use serde_json::json;
 use std::cell::Cell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A key, as texts.
 pub type Key = Vec<String>;
@@ -78,9 +78,15 @@ impl<'a> Batch<'a> {
         Self { table, definition, keyset, bound: None, patience: Cell::new(PATIENCE[0]) }
     }
 
-    /// As many of them as it takes this time for.
-    pub fn within(aim: Duration, table: &'a Upgraded, definition: &'a Definition, keyset: &'a Keyset<'a>) -> Self {
-        Self { bound: Some(Within::begin(aim)), ..Self::whole(table, definition, keyset) }
+    /// As many of them as there is time for in a step of this target, which began then.
+    pub fn within(
+        begun: Instant,
+        target: Duration,
+        table: &'a Upgraded,
+        definition: &'a Definition,
+        keyset: &'a Keyset<'a>,
+    ) -> Self {
+        Self { bound: Some(Within::begin(begun, target)), ..Self::whole(table, definition, keyset) }
     }
 
     /// Brings up the rows of a range.

@@ -13,19 +13,21 @@ use pgrx::pg_sys;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// The parts of the time aimed at beyond which no further row is looked at, locked, written. In time a batch ends below 250 ms
-/// with its commit, where 200 are aimed at. Rows that are in memory are looked at and locked in a fifth of what it takes to write
-/// them: only the disk is so slow.
+/// The parts of the target beyond which no further row is looked at, locked, written. A step ends with its commit below 250 ms, where
+/// the target is 200. Rows that are in memory are looked at and locked in a fifth of what it takes to write them: only the disk
+/// is so slow.
 const LOOK: f64 = 0.3;
 const LOCK: f64 = 0.6;
-const WRITE: f64 = 1.0;
+const WRITE: f64 = 0.9;
+/// The part that the size of batches aims at: one that is only somewhat slower than those before it is not cut.
+pub const USUAL: f64 = 0.8;
 /// The part of the WAL aimed at. A batch that is only somewhat heavier than the last is not cut.
 const WAL: f64 = 1.5;
 
 #[derive(Clone, Copy)]
 struct Bound {
     begun: Instant,
-    aim: Duration,
+    target: Duration,
     wal: u64,
     /// No row of the statement has been written yet.
     first: bool,
@@ -41,13 +43,21 @@ thread_local! {
 pub struct Within(());
 
 impl Within {
-    /// Begins a batch that aims at this time. A statement_timeout comes first where it is shorter: the batch has to end before.
-    pub fn begin(aim: Duration) -> Within {
+    /// Begins the batch of a step with this target. What came before it counts, but for no more than a fifth of the time, or
+    /// a step that has much to do before would be rows one by one. A statement_timeout comes first where it is shorter: the batch has to
+    /// end before.
+    pub fn begin(step: Instant, target: Duration) -> Within {
         // SAFETY: reads a backend-local variable.
         let timeout = u64::try_from(unsafe { pg_sys::StatementTimeout }).unwrap_or(0);
-        let aim = if timeout == 0 { aim } else { aim.min(Duration::from_millis(timeout) / 2) };
+        let target = if timeout == 0 { target } else { target.min(Duration::from_millis(timeout) / 2) };
         let wal = wal_written() + (WAL_BYTES as f64 * WAL) as u64;
-        BOUND.set(Some(Bound { begun: Instant::now(), aim, wal, first: true, cut: false }));
+        BOUND.set(Some(Bound {
+            begun: Instant::now() - step.elapsed().min(target / 5),
+            target,
+            wal,
+            first: true,
+            cut: false,
+        }));
         Within(())
     }
 
@@ -75,7 +85,7 @@ impl Drop for Within {
 
 impl Bound {
     fn is_past(&self, part: f64) -> bool {
-        self.begun.elapsed() >= self.aim.mul_f64(part)
+        self.begun.elapsed() >= self.target.mul_f64(part)
     }
 
     fn is_over(&self) -> bool {

@@ -94,8 +94,9 @@ pub fn ended(table: &Upgraded) -> Result<(), Failure> {
     let strangers = counts.get(registered.len()).copied().unwrap_or(0);
     spi::execute(
         "update migrator.upgraded set sweep_kind = null, verified_at = pg_catalog.clock_timestamp(), \
-         verify_took = pg_catalog.clock_timestamp() - sweep_began, lacking = $2, strangers = $3 where relation = $1",
-        &[oid.into(), sum.pending.into(), strangers.into()],
+         verify_took = pg_catalog.clock_timestamp() - sweep_began, lacking = $2, strangers = $3, \
+         repeated = case when $2 > $4 then repeated else 0 end where relation = $1",
+        &[oid.into(), sum.pending.into(), strangers.into(), set_aside(table)?.into()],
     )?;
     spi::execute("delete from migrator.sweep_chunk where relation = $1", &[oid.into()])?;
     crash::point("step.verified");

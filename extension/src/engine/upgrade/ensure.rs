@@ -95,7 +95,7 @@ pub fn upgraded(relation: u32, name: &str, wait: Duration, drive: bool) -> Resul
         if drive {
             Upgraded::hold(relation);
             let Some(upgraded) = Upgraded::find(relation)? else { continue };
-            let step = step::one(&upgraded, &worker())?;
+            let step = step::one(&upgraded, &worker(), true)?;
             let rest = Duration::from_millis(u64::try_from(step.wait_ms).unwrap_or(0));
             // Unless a time was asked for, an end was: it is on its way, by our batches or by somebody else's.
             let in_time = wait.is_zero() || Instant::now() < end;

@@ -55,7 +55,7 @@ union all select 'info', pg_catalog.format('upgrades of a table with oid %s', u.
   from migrator.upgraded u where not exists (select from pg_catalog.pg_class c where c.oid = u.relation) \
    and not exists (select from restored r where r.was = u.relation) \
 union all select 'error', pg_catalog.format('upgrades of %s', r.name), 'they are registered for an oid that the table does not have: it was restored from a dump', \
-       pg_catalog.format('update migrator.upgraded set relation = %L::pg_catalog.regclass, sweep_kind = null, verified_at = null, lacking = null, strangers = null where relation = %s;', r.name, r.was) \
+       pg_catalog.format('update migrator.upgrade set numbers = null where relation = %2$s; update migrator.upgraded set relation = %1$L::pg_catalog.regclass, sweep_kind = null, verified_at = null, lacking = null, strangers = null where relation = %2$s;', r.name, r.was) \
   from (select distinct name, was from restored where shown) r \
 union all select 'info', pg_catalog.format('standby %s', coalesce(nullif(r.application_name, ''), r.client_addr::pg_catalog.text)), \
        'while tables have upgrades, writes after a failover need the library there', 'Make sure that the extension''s files are installed on it.' \

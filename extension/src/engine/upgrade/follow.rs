@@ -14,7 +14,7 @@ use pgrx::pg_sys;
 pub fn follow(from: u32, to: u32) -> Result<(), Failure> {
     spi::execute(
         // Keys of another type may sort otherwise: a sweep that is under way begins anew.
-        "update migrator.upgraded set relation = $2, sweep_kind = null, verified_at = null, lacking = null, strangers = null where relation = $1",
+        "update migrator.upgraded set relation = $2, sweep_kind = null, verified_at = null, lacking = null, repeated = 0, strangers = null where relation = $1",
         &[pg_sys::Oid::from(from).into(), pg_sys::Oid::from(to).into()],
     )?;
     // The rows are others: a rollback brings back those of before, which an upgrade by rewriting was never applied to.

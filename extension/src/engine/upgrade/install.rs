@@ -1,9 +1,10 @@
 //! Putting a definition where the guard finds it: column, trigger and view, in one transaction.
 
+use super::published::warn_of_publications;
 use super::register::{self, Request, Wish};
 use super::table::{self, Upgraded};
 use super::{numbers, rewrite, view};
-use crate::catalog::definition;
+use crate::catalog::definition::{self, Column};
 use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
@@ -49,6 +50,7 @@ pub fn register(request: &Request) -> Result<i64, Failure> {
     apply(&upgraded, &what, wish.adds_column, request.view_name.as_deref())?;
     crash::point("register.installed");
     warn_of_standbys("While the table has upgrades")?;
+    warn_of_publications()?;
     if chosen.rewrite && request.strategy == "auto" {
         chosen = rewrite::begin_if_possible(&upgraded, request, id, chosen)?;
     } else if chosen.rewrite {
@@ -83,8 +85,8 @@ fn insert(request: &Request, wish: &Wish) -> Result<i64, Failure> {
         None => None,
     };
     let row: Id = spi::fetch_one(
-        "with n as (insert into migrator.upgrade (relation, name, ordinal, kind, set, function, definition) \
-         values ($1, $2, $3, $4, $5, $6, $7) returning id) select pg_catalog.to_jsonb(n) from n",
+        "with n as (insert into migrator.upgrade (relation, name, ordinal, kind, set, function, definition, numbers) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8) returning id) select pg_catalog.to_jsonb(n) from n",
         &[
             pg_sys::Oid::from(wish.relation.oid).into(),
             request.name.clone().into(),
@@ -93,6 +95,7 @@ fn insert(request: &Request, wish: &Wish) -> Result<i64, Failure> {
             request.set.clone().map(JsonB).into(),
             function.into(),
             JsonB(definition).into(),
+            numbers::of(&definition::columns(wish.relation.oid)?, &wish.upgrade).into(),
         ],
     )?;
     Ok(row.id)
@@ -190,7 +193,7 @@ fn remove(upgraded: &Upgraded, definition: &Definition, what: &str) -> Result<()
 
 fn changed(oid: u32) -> Result<(), Failure> {
     spi::execute(
-        "update migrator.upgraded set generation = generation + 1, verified_at = null, lacking = null, strangers = null where relation = $1",
+        "update migrator.upgraded set generation = generation + 1, verified_at = null, lacking = null, repeated = 0, strangers = null where relation = $1",
         &[pg_sys::Oid::from(oid).into()],
     )
     .map(|_| ())
@@ -219,35 +222,40 @@ pub fn trigger(relation: &Relation, definition: &Definition) -> [String; 2] {
 }
 
 /// Whether writes escape the guard: its trigger is gone, switched off, or not what was put there; or a column that an upgrade
-/// names is gone, so that it does nothing; or a trigger that came later changes rows behind it.
+/// names is gone, so that it does nothing; or is there again without its values; or a trigger that came later changes rows behind it.
 pub fn is_unguarded(table: &Upgraded) -> Result<Option<Failure>, Failure> {
-    let definition = table.definition()?;
+    let registered = table.registered()?;
+    let definition = table::define(table.key.clone(), &registered);
     if definition.upgrades.is_empty() && definition.retired.is_empty() {
         return Ok(None);
     }
     crash::point("guard.compared");
     // Whoever registers or retires meanwhile commits definition and trigger together, and we may have read one of each. No
     // definition comes back, so one that is the same before and after was there in between.
-    match unlike(table, &definition)? {
+    let columns = definition::columns(table.relation.oid)?;
+    let failure = match unlike(table, &definition, &columns)? {
+        None => numbers::added_again_of(table, &registered, &columns)?.pop().map(|(_, failure)| failure),
+        wrong => wrong,
+    };
+    match failure {
         Some(failure) if table.definition()? == definition => Ok(Some(failure)),
         _ => Ok(None),
     }
 }
 
 /// What is wrong with the guard, if this is what it should know.
-fn unlike(table: &Upgraded, definition: &Definition) -> Result<Option<Failure>, Failure> {
+fn unlike(table: &Upgraded, definition: &Definition, columns: &[Column]) -> Result<Option<Failure>, Failure> {
     #[derive(Deserialize)]
     struct Guard {
         name: String,
         what: String,
     }
     let name = table.relation.name.plain();
-    let columns = definition::columns(table.relation.oid)?;
     let marks = Ident::from(COLUMN);
     let named = definition.upgrades.iter().flat_map(|upgrade| upgrade.inputs.iter().chain(upgrade.outputs()));
     if let Some(gone) = named.chain([&marks]).find(|column| !columns.iter().any(|there| there.name == **column)) {
         return Ok(Some(Failure::new(code::UNDEFINED_COLUMN, format!("column {} of table {name}, which an upgrade names, is not there", plain(gone.as_str())))
-            .hint("Bring it back under that name, or retire the upgrade: select migrator.retire_upgrade(…, incomplete => true);")));
+            .hint("Where it was renamed, give it its name back. Where it was dropped its values are gone, and one that is added under that name is empty: retire the upgrade (select migrator.retire_upgrade(…, incomplete => true);) and register it under another name.")));
     }
     let is_array = |column: &&definition::Column| column.type_name == "text[]" && !column.generated;
     if let Some(other) = columns.iter().filter(|column| column.name == marks).find(|column| !is_array(column)) {
@@ -255,7 +263,7 @@ fn unlike(table: &Upgraded, definition: &Definition) -> Result<Option<Failure>, 
         return Ok(Some(Failure::new(code::UNDEFINED_COLUMN, format!("column {COLUMN} of table {name} is another one than it was: of type {}{made} and not text[]", other.type_name))
             .hint(format!("Give that column another name, and the one with the upgrades' names this one: alter table {} rename column … to {COLUMN};", table.relation.name))));
     }
-    let elsewhere = |upgrade: &&Upgrade| upgrade.in_place && upgrade.numbers != numbers::of(&columns, upgrade);
+    let elsewhere = |upgrade: &&Upgrade| upgrade.in_place && upgrade.numbers != numbers::of(columns, upgrade);
     if let Some(upgrade) = definition.upgrades.iter().find(elsewhere) {
         return Ok(Some(Failure::new(code::NOT_IN_STATE, format!("columns of table {name} that upgrade {} makes out of themselves are in another place than they were", plain(&upgrade.name)))
             .hint("They were dropped and added again, or the table was restored from a dump. Resuming tells the guard.")));
@@ -285,7 +293,12 @@ fn unlike(table: &Upgraded, definition: &Definition) -> Result<Option<Failure>, 
 /// Puts guard and view back where they are not as they should be, and has the guard and the sweeps find rows by the key that the table has now. Whether
 /// the guard had to be put back. The caller holds the table's row.
 pub fn reinstall(table: &Upgraded) -> Result<bool, Failure> {
+    // Before the numbers are renewed.
+    let lost = numbers::added_again(table)?.pop().map(|(_, failure)| failure);
     let off = is_unguarded(table)?;
+    if let Some(failure) = lost {
+        return Err(failure.detail("Nothing was changed."));
+    }
     let others = [code::UNDEFINED_COLUMN, code::NOT_SUPPORTED];
     if let Some(failure) = off.as_ref().filter(|failure| others.contains(&&*failure.code)) {
         return Err(failure.clone().detail("Nothing was changed."));

@@ -1,17 +1,22 @@
-//! Columns that are upgraded in place are known by number as well. While one has another name nothing can be derived for its rows, but
-//! what is written to it is in the new shape all the same, and must not be upgraded when the column has its name again.
+//! Columns that upgrades write are known by number as well as by name.
+//!
+//! One that is upgraded in place: while it has another name nothing can be derived for its rows, but what is written to it is in the new
+//! shape all the same, and must not be upgraded when the column has its name again. The guard knows those numbers.
+//!
+//! Any other: dropped, and added again under its name, it is empty in rows that carry the upgrade's name, and nothing would ever fill it.
 
-use super::table;
+use super::table::{self, Registered, Upgraded};
 use crate::catalog::definition::{self, Column};
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
-use migrator_core::failure::Failure;
-use migrator_core::ident::Ident;
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::{Ident, literal, plain};
 use migrator_core::upgrade::Upgrade;
-use pgrx::JsonB;
+use pgrx::{JsonB, pg_sys};
+use serde::Deserialize;
 use serde_json::json;
 
-/// The numbers (`pg_attribute.attnum`) of an upgrade's outputs, in their order.
+/// The numbers (`pg_attribute.attnum`) of an upgrade's outputs, in their order; 0 for one that is not there.
 pub fn of(columns: &[Column], upgrade: &Upgrade) -> Vec<i16> {
     let number = |name: &Ident| columns.iter().find(|column| column.name == *name).map_or(0, |column| column.attnum);
     upgrade.outputs().map(number).collect()
@@ -20,16 +25,14 @@ pub fn of(columns: &[Column], upgrade: &Upgrade) -> Vec<i16> {
 /// Writes down where the columns are in this table, which may be another than they were looked up in. Whether the guard has to be told.
 /// The caller holds the table's row.
 pub fn renew(relation: &Relation) -> Result<bool, Failure> {
-    let mut registered = table::registered(relation.oid)?;
-    registered.retain(|upgrade| upgrade.definition.in_place && upgrade.state != "retiring");
-    if registered.is_empty() {
-        return Ok(false);
-    }
     let columns = definition::columns(relation.oid)?;
     let mut renewed = false;
-    for upgrade in registered {
+    for upgrade in table::registered(relation.oid)?.iter().filter(|upgrade| upgrade.state != "retiring") {
         let numbers = of(&columns, &upgrade.definition);
-        if numbers != upgrade.definition.numbers {
+        if upgrade.numbers.as_ref() != Some(&numbers) {
+            write_down(upgrade, &numbers)?;
+        }
+        if upgrade.definition.in_place && numbers != upgrade.definition.numbers {
             spi::execute(
                 "update migrator.upgrade set definition = definition || $2 where id = $1",
                 &[upgrade.id.into(), JsonB(json!({"numbers": numbers})).into()],
@@ -38,4 +41,83 @@ pub fn renew(relation: &Relation) -> Result<bool, Failure> {
         }
     }
     Ok(renewed)
+}
+
+/// Upgrades of whose outputs one was dropped and added again, each with what to say of it. The caller holds the table.
+pub fn added_again(table: &Upgraded) -> Result<Vec<(i64, Failure)>, Failure> {
+    added_again_of(table, &table.registered()?, &definition::columns(table.relation.oid)?)
+}
+
+/// The same of what is registered, by the columns that there are.
+///
+/// A number that another column has by now says nothing: in a restored table all may have moved up. One that is a dropped column's does:
+/// a restored table has none.
+pub fn added_again_of(
+    table: &Upgraded,
+    registered: &[Registered],
+    columns: &[Column],
+) -> Result<Vec<(i64, Failure)>, Failure> {
+    let mut lost = vec![];
+    for (upgrade, numbers) in moved(registered, columns) {
+        let before = upgrade.numbers.iter().flatten().copied();
+        let left = before.zip(&numbers).filter(|(was, now)| was != *now && **now > 0);
+        let Some(number) = first_dropped(table, left.map(|(was, _)| was).collect())? else { continue };
+        let place = upgrade.numbers.iter().flatten().position(|was| *was == number);
+        let column = place.and_then(|place| upgrade.definition.outputs().nth(place)).map_or("", Ident::as_str);
+        let (relation, name) = (table.relation.name.plain(), plain(&upgrade.name));
+        let failure = Failure::new(
+            code::NOT_IN_STATE,
+            format!("column {} of table {relation} was dropped and added again: rows that carry the name of upgrade {name} lack its values", plain(column)),
+        )
+        .hint(format!(
+            "Retire it and register it under another name: select migrator.retire_upgrade({}, {}, incomplete => true);",
+            literal(&relation),
+            literal(&upgrade.name)
+        ));
+        lost.push((upgrade.id, failure));
+    }
+    Ok(lost)
+}
+
+/// Notes where the columns are where that is not known, or was of a table that was restored since. The caller holds the table.
+pub fn learn(table: &Upgraded, registered: &[Registered]) -> Result<(), Failure> {
+    let columns = definition::columns(table.relation.oid)?;
+    let lost = added_again_of(table, registered, &columns)?;
+    for (upgrade, numbers) in moved(registered, &columns) {
+        if !lost.iter().any(|(id, _)| *id == upgrade.id) {
+            write_down(upgrade, &numbers)?;
+        }
+    }
+    Ok(())
+}
+
+/// Those whose outputs are not where they were noted to be. What is upgraded in place is looked after by who resumes.
+fn moved<'a>(registered: &'a [Registered], columns: &'a [Column]) -> impl Iterator<Item = (&'a Registered, Vec<i16>)> {
+    let live = registered.iter().filter(|upgrade| upgrade.state != "retiring" && !upgrade.definition.in_place);
+    live.map(|upgrade| (upgrade, of(columns, &upgrade.definition)))
+        .filter(|(upgrade, numbers)| upgrade.numbers.as_ref() != Some(numbers))
+}
+
+/// Somebody who has the row changes it, and is not waited for.
+fn write_down(upgrade: &Registered, numbers: &[i16]) -> Result<(), Failure> {
+    spi::execute(
+        "update migrator.upgrade set numbers = $2 where id in (select g.id from migrator.upgrade g where g.id = $1 for no key update skip locked)",
+        &[upgrade.id.into(), numbers.to_vec().into()],
+    )
+    .map(|_| ())
+}
+
+fn first_dropped(table: &Upgraded, numbers: Vec<i16>) -> Result<Option<i16>, Failure> {
+    #[derive(Deserialize)]
+    struct Dropped {
+        number: i16,
+    }
+    if numbers.is_empty() {
+        return Ok(None);
+    }
+    let dropped: Option<Dropped> = spi::fetch_optional(
+        "select a.attnum as number from pg_catalog.pg_attribute a where a.attrelid = $1 and a.attnum = any ($2) and a.attisdropped order by 1 limit 1",
+        &[pg_sys::Oid::from(table.relation.oid).into(), numbers.into()],
+    )?;
+    Ok(dropped.map(|dropped| dropped.number))
 }

@@ -89,8 +89,32 @@ pub fn understand(request: &Request) -> Result<Wish, Failure> {
             .detail("A row that moves to another partition is a new row there, of which nobody can tell whether it was upgraded. Nothing was changed.")
             .hint("Write to a column of its own."));
     }
+    if upgrade.in_place {
+        not_subscribed(request, &relation)?;
+    }
     last_to_fire(&relation)?;
     Ok(Wish { relation, key, kind, upgrade, ordinal, adds_column, others })
+}
+
+/// What a subscription applies is in the shape that the publisher has, and nobody can tell it from a value of the new one.
+fn not_subscribed(request: &Request, relation: &Relation) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Subscription {
+        name: String,
+    }
+    let found: Option<Subscription> = spi::fetch_optional(
+        "select pg_catalog.format('%I', s.subname) as name from pg_catalog.pg_subscription_rel r join pg_catalog.pg_subscription s on s.oid = r.srsubid \
+         where r.srrelid = $1 order by 1 limit 1",
+        &[pg_sys::Oid::from(relation.oid).into()],
+    )?;
+    let Some(Subscription { name }) = found else { return Ok(()) };
+    Err(unsupported(format!(
+        "upgrade {} makes a column out of itself, and subscription {name} writes to table {}",
+        plain(&request.name),
+        relation.name.plain()
+    ))
+    .detail("With each row that is written on the publisher its old value would come back under the name. Nothing was changed.")
+    .hint("Register it on the publisher; or write to a column of its own."))
 }
 
 fn invalid(message: impl Into<String>) -> Failure {

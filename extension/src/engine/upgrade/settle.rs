@@ -32,7 +32,7 @@ pub fn resume(table: &Upgraded) -> Result<(), Failure> {
         )?;
     }
     spi::execute(
-        "update migrator.upgraded set paused_at = null, blocked = null, blocked_hint = null, forgiven = case when blocked is null then forgiven else $2 end \
+        "update migrator.upgraded set paused_at = null, blocked = null, blocked_hint = null, repeated = 0, forgiven = case when blocked is null then forgiven else $2 end \
          where relation = $1",
         &[pg_sys::Oid::from(table.relation.oid).into(), complete::set_aside(table)?.into()],
     )?;
@@ -50,7 +50,7 @@ fn complete_no_more(table: &Upgraded) -> Result<(), Failure> {
 pub fn verify(table: &Upgraded) -> Result<(), Failure> {
     let table = &table.held()?;
     spi::execute(
-        "update migrator.upgraded set verified_at = null, lacking = null, strangers = null where relation = $1",
+        "update migrator.upgraded set verified_at = null, lacking = null, repeated = 0, strangers = null where relation = $1",
         &[pg_sys::Oid::from(table.relation.oid).into()],
     )?;
     complete_no_more(table)?;

@@ -5,8 +5,7 @@ use super::keyset::Keyset;
 use super::retire::Clean;
 use super::sweep::{self, Chunk, Kind, Progress};
 use super::table::{self, Upgraded};
-use super::{complete, install, retire, rewrite};
-use super::{look, looked};
+use super::{bound, complete, install, look, looked, numbers, repeat, retire, rewrite};
 use crate::catalog::attempt::attempt;
 use crate::catalog::cost::Meter;
 use crate::catalog::{lock, spi};
@@ -57,7 +56,7 @@ impl Step {
         }
     }
 
-    fn wait(state: &'static str, wait_ms: i32, reason: impl Into<String>) -> Self {
+    pub(super) fn wait(state: &'static str, wait_ms: i32, reason: impl Into<String>) -> Self {
         Self { wait_ms, reason: Some(reason.into()), ..Self::new(state) }
     }
 }
@@ -72,12 +71,13 @@ const HELD_MOST: usize = 10_000;
 /// Does one step. Each call is its own transaction.
 pub fn step(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
     guard::outside_transaction("migrator.step")?;
-    one(table, worker)
+    one(table, worker, false)
 }
 
-/// The same inside a transaction: rows stay locked until its end.
-pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
+/// The same inside a transaction: rows stay locked until its end. `hurried`: somebody waits for that.
+pub fn one(table: &Upgraded, worker: &str, hurried: bool) -> Result<Step, Failure> {
     guard::fresh_snapshots("migrator.step")?;
+    let begun = Instant::now();
     if table.state.paused {
         return Ok(Step { done: true, ..Step::wait("paused", 1000, "somebody has to resume it") });
     }
@@ -86,6 +86,9 @@ pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
         return Ok(Step { done: true, ..Step::wait("blocked", 1000, format!("{why}. {hint}").trim()) });
     }
     if let Some(why) = install::is_unguarded(table)? {
+        for (upgrade, _) in numbers::added_again(table)? {
+            complete::not_any_more(upgrade)?;
+        }
         return blocked(table, why);
     }
     if let Some(change) = rewrite::under_way(table)? {
@@ -111,8 +114,8 @@ pub fn one(table: &Upgraded, worker: &str) -> Result<Step, Failure> {
     let meter = Meter::start();
     let mut step = match kind(table) {
         Some(_) if table.state.sweep_generation != Some(table.state.generation) => begin(table, Kind::Upgrade)?,
-        Some(kind) => work(table, kind, worker, factor)?,
-        None => decide(table)?,
+        Some(kind) => work(table, kind, worker, factor, begun)?,
+        None => decide(table, hurried)?,
     };
     if let Verdict::Slow(_, reason) = verdict {
         step.reason.get_or_insert(reason);
@@ -185,6 +188,15 @@ fn another() -> Step {
 }
 
 fn begin(table: &Upgraded, kind: Kind) -> Result<Step, Failure> {
+    begin_and(table, kind, |_| Ok(()))
+}
+
+/// Begins a sweep, and does something more in the same moment; or finds that somebody else has.
+pub(super) fn begin_and(
+    table: &Upgraded,
+    kind: Kind,
+    also: impl FnOnce(&Upgraded) -> Result<(), Failure>,
+) -> Result<Step, Failure> {
     if !table.alone()? {
         return Ok(another());
     }
@@ -199,6 +211,7 @@ fn begin(table: &Upgraded, kind: Kind) -> Result<Step, Failure> {
         return blocked(&now, why);
     }
     sweep::begin(&now, kind, now.state.batch_size.unwrap_or(FIRST))?;
+    also(&now)?;
     Ok(Step::new(state(kind)))
 }
 
@@ -210,7 +223,7 @@ fn state(kind: Kind) -> &'static str {
 }
 
 /// Between two sweeps: is there anything to do?
-fn decide(table: &Upgraded) -> Result<Step, Failure> {
+fn decide(table: &Upgraded, hurried: bool) -> Result<Step, Failure> {
     if table.relation.kind == "p" {
         if !table.alone()? {
             return Ok(another());
@@ -222,6 +235,7 @@ fn decide(table: &Upgraded) -> Result<Step, Failure> {
     // First: an upgrade is complete again when the last of its rows is mended.
     let aside = if table.state.verified { complete::still_aside(table)? } else { 0 };
     let registered = table.registered()?;
+    numbers::learn(table, &registered)?;
     let running: Vec<_> = registered.iter().filter(|upgrade| upgrade.state == "running").collect();
     let retiring = registered.iter().any(|upgrade| upgrade.state == "retiring");
     // Rows can come, or lose the name, without it: what only batches derive, and what application code does.
@@ -233,8 +247,9 @@ fn decide(table: &Upgraded) -> Result<Step, Failure> {
         let batches = retiring || running.iter().any(|upgrade| upgrade.kind != "application");
         return begin(table, if batches { Kind::Upgrade } else { Kind::Verify });
     }
-    if table.state.lacking.unwrap_or(0) > aside {
-        return begin(table, Kind::Upgrade);
+    let lacking = table.state.lacking.unwrap_or(0) - aside;
+    if lacking > 0 {
+        return repeat::upgrade(table, lacking, hurried);
     }
     let clean = match if retiring { attempt(|| retire::clean(table)) } else { Ok(Clean::NotYet) } {
         // Somebody has the table: another turn. What was done for it is undone.
@@ -275,7 +290,7 @@ fn may_be_left(table: &Upgraded) -> Result<bool, Failure> {
     Ok(leaves)
 }
 
-fn work(table: &Upgraded, kind: Kind, worker: &str, factor: i32) -> Result<Step, Failure> {
+fn work(table: &Upgraded, kind: Kind, worker: &str, factor: i32, begun: Instant) -> Result<Step, Failure> {
     let lease_ms = lease()?;
     let Some(chunk) = sweep::claim(table, worker, lease_ms)? else {
         return nothing_to_claim(table, kind, lease_ms);
@@ -285,7 +300,10 @@ fn work(table: &Upgraded, kind: Kind, worker: &str, factor: i32) -> Result<Step,
     let definition = table.definition()?;
     let keyset = Keyset::of(table)?;
     let step = match kind {
-        Kind::Upgrade => upgrade(table, &definition, &keyset, &chunk, factor),
+        Kind::Upgrade => {
+            let batch = Batch::within(begun, target(table), table, &definition, &keyset);
+            upgrade(table, &definition, &keyset, &chunk, factor, &batch)
+        }
         Kind::Verify => verify(table, &definition, &keyset, &chunk, factor),
     }?;
     crash::point("step.done");
@@ -358,10 +376,10 @@ fn upgrade(
     keyset: &Keyset<'_>,
     chunk: &Chunk,
     factor: i32,
+    batch: &Batch<'_>,
 ) -> Result<Step, Failure> {
     let meter = Meter::start();
     let aim = aim(table);
-    let batch = Batch::within(aim.time, table, definition, keyset);
     let applies = definition.upgrades.iter().any(|upgrade| !upgrade.is_application());
     let wanted = if applies { table.state.batch_size } else { table.state.cleanup_batch_size };
     let size = wanted.unwrap_or(i32::MAX).min(chunk.pace.size);
@@ -482,7 +500,11 @@ fn boundary(keyset: &Keyset<'_>, range: &Range, rows: i32) -> Result<Option<Vec<
 
 /// What a batch of this table should take.
 fn aim(table: &Upgraded) -> Aim {
-    Aim { time: Duration::from_millis(u64::try_from(table.state.target_ms).unwrap_or(200)), most: MOST }
+    Aim { time: target(table).mul_f64(bound::USUAL), most: MOST }
+}
+
+fn target(table: &Upgraded) -> Duration {
+    Duration::from_millis(u64::try_from(table.state.target_ms).unwrap_or(200))
 }
 
 /// The run stops when more rows fail than the larger of 100 and a thousandth of those that it has passed: why.

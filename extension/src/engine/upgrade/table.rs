@@ -66,6 +66,8 @@ pub struct Registered {
     pub kind: String,
     pub state: String,
     pub definition: Upgrade,
+    /// Where its outputs were when that was looked at last; none where it is not known.
+    pub numbers: Option<Vec<i16>>,
     /// The settings that were in force at its registration.
     pub settings: Vec<(String, String)>,
 }
@@ -265,7 +267,7 @@ pub fn event(relation: u32, kind: &str, message: &str, detail: Value) -> Result<
 pub fn registered(oid: u32) -> Result<Vec<Registered>, Failure> {
     spi::fetch(
         "select g.id, g.name, g.ordinal, g.kind, case when g.state = 'complete' and (exists (select from migrator.upgrade_failure f where f.relation = g.relation and f.upgrade = g.id) \
-             or exists (select from migrator.upgrade_unnoted n where n.upgrade = g.id)) then 'running' else g.state end as state, g.definition, g.definition -> 'settings_list' as settings \
+             or exists (select from migrator.upgrade_unnoted n where n.upgrade = g.id)) then 'running' else g.state end as state, g.definition, g.numbers, g.definition -> 'settings_list' as settings \
          from migrator.upgrade g where g.relation = $1 and g.state <> 'retired' order by g.ordinal, g.id",
         &[pg_sys::Oid::from(oid).into()],
     )

@@ -1,0 +1,76 @@
+//! A column that an upgrade writes is dropped and comes back under its name: rows carry the name of the upgrade and lack its values.
+
+use migrator_tests::upgrades::{Worker, states};
+use migrator_tests::*;
+
+for_each_server!(an_output_that_was_added_again, a_column_that_changed_its_name_for_a_while);
+
+async fn sized(server: &Server) -> Result<(Session, Worker)> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run("create table page (gone int, id int primary key, body text, size int, words int); alter table page drop column gone; \
+              insert into page select g, g::text from generate_series(1, 50) g; \
+              select migrator.register_upgrade('page', 'size', '{\"size\": \"length(body)\", \"words\": \"1\"}'); \
+              alter table page add column twice int; select migrator.register_upgrade('page', 'twice', '{\"twice\": \"id * 2\"}')")
+        .await?;
+    let mut worker = Worker::new(&database, "page", "w").await?;
+    worker.complete(&session).await?;
+    Ok((session, worker))
+}
+
+const LOST: &str = "column size of table public.page was dropped and added again: rows that carry the name of upgrade size lack its values";
+
+async fn an_output_that_was_added_again(server: Server) -> Result<()> {
+    let (session, mut worker) = sized(&server).await?;
+    session.run("drop view page__current; alter table page drop column size").await?;
+    let step = worker.run().await?;
+    ensure!(step.state == "blocked" && step.reason.contains("column size"), "{step:?}");
+    let hint = session.value("select blocked_hint from migrator.upgraded").await?;
+    ensure!(hint.contains("one that is added under that name is empty"), "{hint}");
+    session.run("alter table page add column size int").await?;
+
+    // Before anybody has stepped, and for who resumes.
+    let refusal = session.refusal("select migrator.ensure_upgraded('page', 'size', wait => '0 s')").await?;
+    ensure!(refusal.detail.contains(LOST), "{refusal}");
+    let refusal = session.refusal("select migrator.retire_upgrade('page', 'size')").await?;
+    ensure!(refusal.detail.contains(LOST), "{refusal}");
+    for _ in 0..2 {
+        let refusal = session.refusal("select migrator.resume_upgrades('page')").await?;
+        ensure!(refusal.message == LOST && refusal.hint.is_some(), "{refusal}");
+    }
+    session.run("update migrator.upgraded set blocked = null, blocked_hint = null").await?;
+    let step = worker.run().await?;
+    ensure!(step.state == "blocked" && step.reason.contains(LOST), "{step:?}");
+    ensure!(states(&session, "page").await? == "size=running twice=complete", "{}", states(&session, "page").await?);
+    let refusal =
+        session.refusal("select migrator.ensure_upgraded('page', 'size', wait => '0 s', drive => true)").await?;
+    ensure!(refusal.code == "55000" && refusal.message.contains("is not complete"), "{refusal}");
+
+    // What the hint says.
+    let hint = session.value("select blocked_hint from migrator.upgraded").await?;
+    ensure!(hint.contains("migrator.retire_upgrade('public.page', 'size', incomplete => true)"), "{hint}");
+    session
+        .run("select migrator.retire_upgrade('public.page', 'size', incomplete => true); select migrator.resume_upgrades('public.page'); \
+              select migrator.register_upgrade('page', 'size again', '{\"size\": \"length(body)\", \"words\": \"1\"}')")
+        .await?;
+    worker.complete(&session).await?;
+    let wrong = "select count(*) from page where size is distinct from length(body) or applied_upgrades <> '{twice,size again}'";
+    ensure!(session.number(wrong).await? == 0, "rows are wrong");
+    Ok(())
+}
+
+/// Nothing is lost.
+async fn a_column_that_changed_its_name_for_a_while(server: Server) -> Result<()> {
+    let (session, mut worker) = sized(&server).await?;
+    session.run("alter table page rename size to length").await?;
+    let step = worker.run().await?;
+    ensure!(step.state == "blocked" && step.reason.contains("column size"), "{step:?}");
+    session.run("alter table page rename length to size; select migrator.resume_upgrades('page')").await?;
+    worker.complete(&session).await?;
+    ensure!(
+        session.number("select count(*) from page where size is distinct from length(body)").await? == 0,
+        "rows are wrong"
+    );
+    Ok(())
+}
