@@ -380,8 +380,7 @@ fn upgrade(
 ) -> Result<Step, Failure> {
     let meter = Meter::start();
     let aim = aim(table);
-    let applies = definition.upgrades.iter().any(|upgrade| !upgrade.is_application());
-    let wanted = if applies { table.state.batch_size } else { table.state.cleanup_batch_size };
+    let wanted = if only_cleans(table, definition)? { table.state.cleanup_batch_size } else { table.state.batch_size };
     let size = wanted.unwrap_or(i32::MAX).min(chunk.pace.size);
     let rows = batch::divided(size, factor);
     let held = chunk.passed || chunk.skipped.len() >= HELD_MOST;
@@ -446,6 +445,15 @@ fn upgrade(
     }
     step.statement = vacuum(table)?;
     Ok(step)
+}
+
+/// Whether nothing but retired names is left to take off: everything else that batches do is complete.
+fn only_cleans(table: &Upgraded, definition: &Definition) -> Result<bool, Failure> {
+    if definition.retired.is_empty() {
+        return Ok(false);
+    }
+    let registered = table.registered()?;
+    Ok(!registered.iter().any(|upgrade| upgrade.state == "running" && upgrade.kind != "application"))
 }
 
 fn verify(

@@ -471,6 +471,7 @@ pub fn check(relation: &Relation, caller: pg_sys::Oid) -> Result<Vec<Column>, Fa
         extension: Option<String>,
         children: bool,
         partition: bool,
+        row_security: bool,
         forces_row_security: bool,
         owner: String,
     }
@@ -484,6 +485,7 @@ pub fn check(relation: &Relation, caller: pg_sys::Oid) -> Result<Vec<Column>, Fa
            c.relkind = 'r' and (exists (select from pg_catalog.pg_inherits i where i.inhparent = c.oid) \
              or (not c.relispartition and exists (select from pg_catalog.pg_inherits i where i.inhrelid = c.oid))) as children, \
            c.relispartition as partition, \
+           c.relrowsecurity as row_security, \
            c.relrowsecurity and c.relforcerowsecurity and not coalesce(r.rolsuper or r.rolbypassrls, false) as forces_row_security, \
            pg_catalog.pg_get_userbyid(c.relowner) as owner \
          from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace left join pg_catalog.pg_roles r on r.oid = c.relowner \
@@ -517,6 +519,16 @@ pub fn check(relation: &Relation, caller: pg_sys::Oid) -> Result<Vec<Column>, Fa
     if facts.children {
         return Err(unsupported("takes part in table inheritance")
             .hint("Take it out of the tree first: alter table … no inherit …;"));
+    }
+    // There a view reads with its owner's rights, who is the table's.
+    if cfg!(feature = "pg14") && facts.row_security {
+        return Err(unsupported(
+            "has row-level security, and before PostgreSQL 15 the view over its rows would show them all",
+        )
+        .hint(format!(
+            "Upgrade to PostgreSQL 15 or later; or do without policies: alter table {} disable row level security;",
+            relation.name
+        )));
     }
     if facts.forces_row_security {
         let owner = plain(&facts.owner);
