@@ -13,7 +13,7 @@ mod seen;
 mod signal;
 
 pub use decide::{Decision, Effect, Raised, decide};
-pub use memory::{Memory, Reading};
+pub use memory::{Keeper, Memory, Reading};
 pub use seen::{Check, Disk, Lag, Lost, Seen, Slot, Snapshot, Synchronous, Unreadable, Usual, Vacuum};
 pub use signal::{Limit, Limits, Signal, Unit};
 

@@ -299,10 +299,8 @@ impl Look<'_> {
             && self.passes(Signal::SnapshotAge, "", snapshot.seconds)
         {
             let enter = self.words(Signal::SnapshotAge).0;
-            let reason = format!(
-                "{} has been in a transaction for more than {enter}, and VACUUM cannot remove what is deleted meanwhile",
-                snapshot.who
-            );
+            let reason =
+                format!("{} for more than {enter}, and VACUUM cannot remove what is deleted meanwhile", snapshot.what);
             self.raise(Signal::SnapshotAge, "", HALF, reason);
         }
     }

@@ -153,7 +153,10 @@ fn a_vacuum_of_another_table_concerns_nobody_else() {
 
 #[test]
 fn an_old_snapshot_slows_what_fills_and_holds_what_rewrites() {
-    let age = |seconds| Seen { snapshot: Some(Snapshot { who: "session 4711".into(), seconds }), ..Seen::default() };
+    let age = |seconds| Seen {
+        snapshot: Some(Snapshot { what: "session 4711 has been in a transaction".into(), seconds }),
+        ..Seen::default()
+    };
     assert_eq!(letters(&[age(1800.0), age(1801.0), age(901.0), age(900.0)]), "GS2S2G");
     let decision = decide(&age(1801.0), &Decision::default(), &Limits::default());
     let rewriting = Work { rewrites: true, ..work() };
@@ -245,7 +248,7 @@ fn everything() -> Seen {
     all.lock_waits = Some(Usual { now: 1e6, usual: 0.0 });
     all.active = Some(Usual { now: 1e6, usual: 0.0 });
     all.vacuums = vacuum(7, true, 1.0).vacuums;
-    all.snapshot = Some(Snapshot { who: "session 4711".into(), seconds: 1e6 });
+    all.snapshot = Some(Snapshot { what: "session 4711 has been in a transaction".into(), seconds: 1e6 });
     all.checkpoints = Some(1000);
     all.disks = Some(vec![Disk { place: "WAL".into(), tablespace: None, free: 0 }]);
     all.own = Some(1e6);

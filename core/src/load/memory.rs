@@ -3,7 +3,7 @@
 //! It is stored beside the verdict, so it is shared by all sessions and replicated to standbys. After a failover its
 //! positions may lie in a future that never came: those are thrown away.
 
-use super::{Lag, Lost, Usual};
+use super::{Lag, Lost, Snapshot, Usual};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 pub struct Memory {
     timeline: String,
     standbys: BTreeMap<String, Standby>,
+    horizons: BTreeMap<String, Horizon>,
     lock_waits: Option<Average>,
     active: Option<Average>,
     checkpoints: Option<Checkpoints>,
@@ -25,6 +26,13 @@ struct Standby {
     /// A place in the WAL that it had not replayed yet, and when the server had written it.
     mark: u64,
     mark_at: f64,
+}
+
+/// The transaction id from which on something keeps row versions, and since when it has been that one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Horizon {
+    xmin: String,
+    since: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -50,6 +58,17 @@ pub struct Reading {
     pub replayed: u64,
     /// Its own measure of how far it is behind.
     pub lag_seconds: Option<f64>,
+}
+
+/// What keeps row versions though no session of this server does: a standby whose queries need them, a slot.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Keeper {
+    /// Its name, the same for the same keeper.
+    pub name: String,
+    /// As [`Snapshot::what`] has it.
+    pub what: String,
+    /// From which transaction id on, as text.
+    pub xmin: String,
 }
 
 /// For how long requested checkpoints count.
@@ -98,6 +117,22 @@ impl Memory {
         (lags, lost)
     }
 
+    /// Who has kept row versions for the longest time. Nobody says since when, so it is the time for which he has kept the same ones.
+    pub fn horizons(&mut self, keepers: &[Keeper], at: f64) -> Option<Snapshot> {
+        self.horizons.retain(|name, known| {
+            keepers.iter().any(|keeper| keeper.name == *name && keeper.xmin == known.xmin) && known.since <= at
+        });
+        let mut oldest: Option<Snapshot> = None;
+        for Keeper { name, what, xmin } in keepers {
+            let known = self.horizons.entry(name.clone()).or_insert_with(|| Horizon { xmin: xmin.clone(), since: at });
+            let seconds = at - known.since;
+            if oldest.as_ref().is_none_or(|oldest| oldest.seconds < seconds) {
+                oldest = Some(Snapshot { what: what.clone(), seconds });
+            }
+        }
+        oldest
+    }
+
     /// A number of sessions that wait for locks, beside what it usually is. While the signal is `raised`, nothing of it
     /// becomes usual.
     pub fn lock_waits(&mut self, now: f64, at: f64, raised: bool) -> Usual {
@@ -143,6 +178,22 @@ mod tests {
 
     fn lag(memory: &mut Memory, replayed: u64, written: u64, at: f64) -> f64 {
         memory.standbys(&reading(replayed, None), written, at, 3600.0).0[0].seconds
+    }
+
+    #[test]
+    fn who_keeps_row_versions_is_known_by_keeping_the_same_ones() {
+        let mut memory = Memory::default();
+        let keeper = |name: &str, xmin: &str| Keeper { name: name.into(), what: name.into(), xmin: xmin.into() };
+        let seen = |memory: &mut Memory, keepers: &[Keeper], at| {
+            memory.horizons(keepers, at).map(|snapshot| (snapshot.what, snapshot.seconds))
+        };
+        assert_eq!(seen(&mut memory, &[], 1.0), None);
+        assert_eq!(seen(&mut memory, &[keeper("a", "7")], 10.0), Some(("a".into(), 0.0)));
+        assert_eq!(seen(&mut memory, &[keeper("a", "7"), keeper("b", "5")], 20.0), Some(("a".into(), 10.0)));
+        assert_eq!(seen(&mut memory, &[keeper("a", "8"), keeper("b", "5")], 30.0), Some(("b".into(), 10.0)));
+        assert_eq!(seen(&mut memory, &[keeper("a", "8")], 50.0), Some(("a".into(), 20.0)));
+        assert_eq!(seen(&mut memory, &[keeper("a", "8")], 40.0), Some(("a".into(), 10.0)), "a clock that was put back");
+        assert_eq!(seen(&mut memory, &[], 60.0), None);
     }
 
     #[test]

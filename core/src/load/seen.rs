@@ -25,7 +25,7 @@ pub struct Seen {
     pub active: Option<Usual>,
     /// Vacuums that run in this database.
     pub vacuums: Option<Vec<Vacuum>>,
-    /// The oldest snapshot in this database.
+    /// The oldest snapshot that keeps row versions of this database.
     pub snapshot: Option<Snapshot>,
     /// Checkpoints requested within the last five minutes.
     pub checkpoints: Option<i64>,
@@ -104,9 +104,9 @@ pub struct Vacuum {
 /// The oldest snapshot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {
-    /// Whose it is, for people.
-    pub who: String,
-    /// How old the transaction is.
+    /// Whose it is and what he has done for so long, for people: "session 4711 has been in a transaction".
+    pub what: String,
+    /// For how long.
     pub seconds: f64,
 }
 

@@ -180,7 +180,9 @@ impl Signal {
                 "select pid, wait_event_type, state, query from pg_stat_activity; shows what they do."
             }
             Signal::Vacuum => "select * from pg_stat_progress_vacuum; shows how far it is.",
-            Signal::SnapshotAge => "End that transaction when it is not needed.",
+            Signal::SnapshotAge => {
+                "End that transaction when it is not needed, on a standby as well. A slot whose standby does not come back: select pg_drop_replication_slot('NAME');"
+            }
             Signal::RequestedCheckpoints => "Raise max_wal_size.",
             Signal::FreeDisk => "Make room, or cancel the change.",
             Signal::OwnQuery => "That query knows. select migrator.set_own_query(); takes it away.",

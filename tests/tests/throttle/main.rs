@@ -17,7 +17,7 @@ use migrator_tests::*;
 use pace::wal_is_written_at_a_rate;
 use part::a_slowed_step_does_a_part;
 use sessions::{sessions_and_disks_and_a_query_of_one_s_own, the_same_where_rows_are_upgraded};
-use standby::{standbys, standbys_while_rows_are_upgraded};
+use standby::{queries_on_standbys, standbys, standbys_while_rows_are_upgraded};
 use upgrades::{
     a_slowed_batch_of_rows_is_a_part, a_vacuum_that_was_asked_for_slows_nothing,
     who_waits_for_upgrades_does_not_hold_them,
@@ -31,6 +31,7 @@ for_each_server!(
     wal_and_vacuums_while_rows_are_upgraded,
     standbys,
     standbys_while_rows_are_upgraded,
+    queries_on_standbys,
     a_slowed_step_does_a_part,
     a_slowed_batch_of_rows_is_a_part,
     who_waits_for_upgrades_does_not_hold_them,

@@ -87,3 +87,52 @@ async fn tell(primary: &Cluster, watched: Watched) -> Result<()> {
     watched.until_over("lost_standby").await?;
     watched.end().await
 }
+
+/// A standby that says which rows its queries need keeps VACUUM back here, and a slot does when it is gone.
+pub async fn queries_on_standbys(server: Server) -> Result<()> {
+    const WRITE: &str = "create table written (); drop table written";
+    let primary = server.cluster(&[("autovacuum", "off")]).await?;
+    let watched = Watched::of_upgrades(&primary).await?;
+    let session = &watched.session;
+    let standby = primary.standby().await?;
+    let there = standby.connect("postgres").await?;
+    for setting in ["hot_standby_feedback = on", "wal_receiver_status_interval = 1", "max_standby_streaming_delay = -1"]
+    {
+        there.run(&format!("alter system set {setting}")).await?;
+    }
+    there.run("select pg_reload_conf()").await?;
+    until(session, "select count(*) from pg_stat_replication where state = 'streaming'").await?;
+    let name = session.value("select application_name from pg_stat_replication").await?;
+    let reader = standby.connect("postgres").await?;
+
+    // What the standby says comes once a second, and is the same meanwhile.
+    watched.limit("'snapshot_age', '4 s', '3 s'").await?;
+    watched.limit(&format!("'lost_standby', ignoring => '{{{name}}}'")).await?;
+    let query = "begin isolation level repeatable read; select count(*) from pg_class";
+    reader.run(query).await?;
+    watched
+        .until_raised_by(
+            WRITE,
+            "snapshot_age",
+            "slow",
+            &format!("a query on standby {name}/local has kept its snapshot"),
+        )
+        .await?;
+    reader.run("commit").await?;
+    watched.until_over("snapshot_age").await?;
+
+    session.run("select pg_create_physical_replication_slot('kept', true)").await?;
+    there.run("alter system set primary_slot_name = 'kept'").await?;
+    there.run("select pg_reload_conf()").await?;
+    until(session, "select count(*) from pg_replication_slots where active").await?;
+    reader.run(query).await?;
+    watched
+        .until_raised_by(WRITE, "snapshot_age", "slow", "a query on the standby of replication slot kept has kept")
+        .await?;
+    standby.cut_off().await?;
+    watched.until_raised("snapshot_age", "slow", "replication slot kept, whose standby is gone, has kept").await?;
+    until(session, "select count(*) from pg_replication_slots where not active").await?;
+    session.run("select pg_drop_replication_slot('kept')").await?;
+    watched.until_over("snapshot_age").await?;
+    watched.end().await
+}

@@ -6,7 +6,8 @@ use crate::catalog::{files, spi};
 use crate::raise;
 use migrator_core::failure::{Failure, code};
 use migrator_core::load::{
-    Decision, Disk, Limits, Memory, Reading, Seen, Signal, Slot, Snapshot, Synchronous, Unreadable, Vacuum, decide,
+    Decision, Disk, Keeper, Limits, Memory, Reading, Seen, Signal, Slot, Snapshot, Synchronous, Unreadable, Vacuum,
+    decide,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -108,10 +109,12 @@ fn see(memory: &mut Memory, before: &Decision, limits: &Limits) -> Result<Seen, 
             .map(|row| Vacuum { table: row.table, name: row.name, wraparound: row.wraparound, seconds: row.seconds })
             .collect()
     });
-    seen.snapshot = looking
-        .read_statistics::<SnapshotRow>(&[Signal::SnapshotAge], SNAPSHOT, may)
-        .and_then(|rows| rows.into_iter().next())
-        .map(|row| Snapshot { who: row.who, seconds: row.seconds });
+    if let Some(sessions) = looking.read_statistics::<SnapshotRow>(&[Signal::SnapshotAge], SNAPSHOT, may) {
+        let keepers = looking.read_statistics::<Keeper>(&[Signal::SnapshotAge], KEEPERS, may).unwrap_or_default();
+        let here = sessions.into_iter().next().map(|row| Snapshot { what: row.what, seconds: row.seconds });
+        let elsewhere = memory.horizons(&keepers, at);
+        seen.snapshot = here.into_iter().chain(elsewhere).max_by(|one, other| one.seconds.total_cmp(&other.seconds));
+    }
     seen.checkpoints = looking
         .read(&[Signal::RequestedCheckpoints], || spi::fetch(CHECKPOINTS, &[]))
         .and_then(number)
@@ -183,7 +186,7 @@ struct VacuumRow {
 
 #[derive(Deserialize)]
 struct SnapshotRow {
-    who: String,
+    what: String,
     seconds: f64,
 }
 
@@ -260,19 +263,30 @@ const VACUUMS: &str = "select p.relid::pg_catalog.int8 as table, coalesce(pg_cat
       and not (coalesce(a.backend_type = 'client backend', false) and exists (select from migrator.upgraded u where u.vacuum_asked_at <= a.xact_start \
         and (u.relation = c.oid or u.relation in (select g.relid from pg_catalog.pg_partition_ancestors(c.oid) g))))";
 
-/// Whoever has a transaction id or a snapshot keeps what is deleted since. VACUUM itself does not. Sessions that work for us,
+/// Whoever has a transaction id or a snapshot keeps what is deleted since: clients, and workers in the background. VACUUM itself does
+/// not, and an autovacuum's ANALYZE is soon over. Sessions that work for us,
 /// or wait for that (`ensure_upgraded`, `ensure_changed`), are left out while they are at it: to hold the work until who waits
 /// for its end has ended would be for ever. One that is idle in its transaction is not at it.
 const SNAPSHOT: &str = concat!(
-    "select q.who, extract(epoch from pg_catalog.clock_timestamp() - q.since)::pg_catalog.float8 as seconds from ( \
-        select pg_catalog.format('session %s (%s)', a.pid, coalesce(nullif(a.application_name, ''), a.usename)) as who, a.xact_start as since \
-          from pg_catalog.pg_stat_activity a where a.datname = pg_catalog.current_database() and a.backend_type = 'client backend' \
+    "select q.what, extract(epoch from pg_catalog.clock_timestamp() - q.since)::pg_catalog.float8 as seconds from ( \
+        select pg_catalog.format('session %s (%s) has been in a transaction', a.pid, coalesce(nullif(a.application_name, ''), a.usename, a.backend_type)) as what, a.xact_start as since \
+          from pg_catalog.pg_stat_activity a where a.datname = pg_catalog.current_database() and a.backend_type not in ('walsender', 'autovacuum worker') \
            and (a.backend_xmin is not null or a.backend_xid is not null) and a.xact_start is not null and a.pid <> pg_catalog.pg_backend_pid() \
            and a.pid not in (select v.pid from pg_catalog.pg_stat_progress_vacuum v) and not (a.state = 'active' and a.pid in ",
     holding!("true"),
-    ") union all select pg_catalog.format('prepared transaction %s', x.gid), x.prepared from pg_catalog.pg_prepared_xacts x \
+    ") union all select pg_catalog.format('prepared transaction %s has been open', x.gid), x.prepared from pg_catalog.pg_prepared_xacts x \
          where x.database = pg_catalog.current_database()) q order by q.since limit 1"
 );
+
+/// Standbys that say which row versions their queries need (hot_standby_feedback), by themselves or by a slot, which keeps its word when the
+/// standby is gone. One that needs no older ones than what runs here keeps nothing. A logical slot keeps rows of catalogs only.
+const KEEPERS: &str = "select q.name, q.what, q.xmin::text as xmin from ( \
+    select pg_catalog.format('standby %s/%s', coalesce(r.application_name, ''), coalesce(pg_catalog.host(r.client_addr), 'local')) as name, \
+           pg_catalog.format('a query on standby %s/%s has kept its snapshot', coalesce(r.application_name, ''), coalesce(pg_catalog.host(r.client_addr), 'local')) as what, r.backend_xmin as xmin \
+      from pg_catalog.pg_stat_replication r \
+    union all select pg_catalog.format('slot %s', s.slot_name), pg_catalog.format(case when s.active then 'a query on the standby of replication slot %s has kept its snapshot' \
+        else 'replication slot %s, whose standby is gone, has kept row versions' end, s.slot_name), s.xmin from pg_catalog.pg_replication_slots s) q \
+    where q.xmin is not null and pg_catalog.age(q.xmin) > pg_catalog.age(pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.xid)";
 
 /// Checkpoints that were not due by the clock, since the statistics were reset.
 const CHECKPOINTS: &str = if cfg!(any(feature = "pg17", feature = "pg18")) {
