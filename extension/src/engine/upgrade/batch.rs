@@ -61,7 +61,7 @@ pub struct Batch<'a> {
     /// None: everything at once, as somebody asked for, and no part of a sweep.
     bound: Option<Within>,
     /// How long to wait for each lock.
-    patience: Cell<&'static str>,
+    patience: Cell<Duration>,
 }
 
 /// Below so many rows, one by one is cheaper than halving.
@@ -70,7 +70,7 @@ const FEW: usize = 16;
 const FAILED_MOST: i64 = 100;
 /// A row whose new values have to wait for another session keeps the batch's rows locked: not for long, and when it has
 /// happened once, hardly at all.
-const PATIENCE: [&str; 2] = ["100ms", "20ms"];
+const PATIENCE: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(20)];
 
 impl<'a> Batch<'a> {
     /// All rows that it is given, however many.

@@ -13,6 +13,7 @@ use migrator_core::upgrade::sweep::Wanted;
 use pgrx::{JsonB, pg_sys};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 type Key = Vec<String>;
 
@@ -167,7 +168,8 @@ fn mark(keyset: &Keyset<'_>, registered: &Registered, upgrade: &Upgrade, keys: &
         return Ok(vec![]);
     }
     let sql = keyset.table().mark(upgrade);
-    let marked: Marked = keyset.write_within("1s", &registered.settings, &sql, &[JsonB(json!(keys)).into()])?;
+    let marked: Marked =
+        keyset.write_within(Duration::from_secs(1), &registered.settings, &sql, &[JsonB(json!(keys)).into()])?;
     Ok(marked.n.into_iter().filter_map(|n| keys.get(n - 1).cloned()).collect())
 }
 

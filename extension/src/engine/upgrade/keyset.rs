@@ -12,6 +12,7 @@ use pgrx::pg_sys;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use std::time::Duration;
 
 /// Plans that go by the index, whatever the statistics of a table say that is being rewritten.
 const BY_INDEX: [(&str, &str); 5] = [
@@ -76,16 +77,23 @@ impl<'a> Keyset<'a> {
     }
 
     /// Runs a batch's statement as the owner, under the settings of the expressions that it applies, with so much time for each lock.
+    ///
+    /// Who waits for a value that another session has written, or for a row that it refers to, holds rows that this session may
+    /// come for. It would look for the deadlock when it has waited for `deadlock_timeout`, and be its victim: so we have given up by then.
     pub fn write_within<T: DeserializeOwned>(
         &self,
-        lock_timeout: &str,
+        patience: Duration,
         settings: &[(String, String)],
         sql: &str,
         args: &[DatumWithOid<'_>],
     ) -> Result<T, Failure> {
+        // SAFETY: reads a setting of this process, in milliseconds.
+        let timeout = u64::try_from(unsafe { pg_sys::DeadlockTimeout }).unwrap_or(0);
+        let patience = patience.min(Duration::from_millis(timeout / 2)).max(Duration::from_millis(1));
+        let lock_timeout = format!("{}ms", patience.as_millis());
         self.checked_at_once(|| {
             self.table.as_owner(settings, || {
-                role::with_settings(&[("lock_timeout", lock_timeout)], || {
+                role::with_settings(&[("lock_timeout", &lock_timeout)], || {
                     role::with_settings(&BY_INDEX, || spi::fetch_one(sql, args))
                 })
             })

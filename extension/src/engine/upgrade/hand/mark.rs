@@ -17,6 +17,7 @@ use pgrx::JsonB;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// What became of one row. Key and row are JSON as text.
 pub struct Answer {
@@ -70,8 +71,8 @@ struct Work<'a> {
 
 /// How long a lock is waited for that a value runs into (of a unique value that somebody else has written and not committed), and
 /// how long once one was waited for in vain: the other rows of the call are locked meanwhile.
-const PATIENCE: &str = "500ms";
-const IMPATIENCE: &str = "20ms";
+const PATIENCE: Duration = Duration::from_millis(500);
+const IMPATIENCE: Duration = Duration::from_millis(20);
 
 /// A trigger kept the row from being written, or took its name off again.
 const PREVENTED: &str = "27000";
@@ -283,7 +284,7 @@ fn halve(
     desk: &Desk<'_>,
     work: &Work<'_>,
     places: &[i32],
-    patience: &str,
+    patience: Duration,
     fates: &mut BTreeMap<usize, Fate>,
 ) -> Result<(), Failure> {
     pgrx::check_for_interrupts!();
@@ -322,7 +323,7 @@ fn halve(
     }
 }
 
-fn write(desk: &Desk<'_>, work: &Work<'_>, places: &[i32], patience: &str) -> Result<(), Failure> {
+fn write(desk: &Desk<'_>, work: &Work<'_>, places: &[i32], patience: Duration) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Written {
         n: Vec<i32>,
