@@ -48,6 +48,8 @@ pub struct Request {
     pub shadow: Option<u32>,
     /// `wait` or `swap`.
     pub on_ready: String,
+    /// Whether its transforms are those of an upgrade of rows, which the change brings.
+    pub upgrade: bool,
     /// Who asks.
     pub session: Session,
 }
