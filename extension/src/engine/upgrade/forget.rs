@@ -41,6 +41,9 @@ pub fn forget(oid: u32) -> Result<bool, Failure> {
         }
         guard::fresh_snapshots("migrator.forget_upgrades")?;
         let ours = look::only_our_names(&table) && !rehearse(|| look::any_other(&table))?;
+        if ours {
+            table::columns_may_change(&relation)?;
+        }
         let what = format!("upgrades of table {name} were not forgotten");
         lock::settle(&what, &table::tree(&relation)?)?;
         lock::series(
@@ -60,7 +63,11 @@ pub fn forget(oid: u32) -> Result<bool, Failure> {
 }
 
 fn remove(table: &Upgraded, column: bool) -> Result<(), Failure> {
-    let name = &table.still_there()?.name;
+    let relation = table.still_there()?;
+    if column {
+        table::columns_may_change(&relation)?;
+    }
+    let name = &relation.name;
     let mut statements = vec![];
     if let Some(view) = view::ours(table)? {
         statements.push((view.plain(), format!("drop view {view}")));

@@ -131,6 +131,7 @@ pub fn apply(upgraded: &Upgraded, what: &str, adds_column: bool, view_name: Opti
         || {
             let relation = upgraded.still_there()?;
             if adds_column {
+                table::columns_may_change(&relation)?;
                 spi::execute(&add_column(&relation), &[])?;
             }
             for statement in trigger(&relation, &definition) {

@@ -1,0 +1,92 @@
+//! The column of names comes and goes with nobody's change: who adds or drops it, and has not seen that a change of the table began,
+//! sees it as soon as he has the table.
+
+use migrator_tests::*;
+use std::time::Instant;
+
+for_each_server!(not_added, not_dropped, not_made_anew);
+
+const TABLE: &str = "create table article (id int primary key, headline text not null, shouted text);
+    insert into article (id, headline) select g, 'headline ' || g from generate_series(1, 10) g";
+const REGISTER: &str =
+    r#"select migrator.register_upgrade('article', 'shout', set => '{"shouted": "upper(headline)"}')"#;
+
+/// Somebody begins a change, and has not committed it; another has passed the look for open changes and asks for the table; then the
+/// change is there. What the other was told.
+async fn as_a_change_begins(
+    database: &Database,
+    session: &Session,
+    call: &'static str,
+) -> Result<Result<String, SqlError>> {
+    let beginner = database.connect().await?;
+    beginner.run("begin").await?;
+    beginner.run("select migrator.create_shadow('article', 'alter column id type bigint')").await?;
+    let caller = database.connect().await?;
+    let pid = caller.pid;
+    let call = tokio::spawn(async move { caller.value(call).await });
+    // What keeps autovacuum away, taken before the first attempt at the lock that nobody may share.
+    let asks = format!(
+        "select count(*) from pg_locks where pid = {pid} and relation = 'article'::regclass and mode = 'ShareUpdateExclusiveLock' and granted"
+    );
+    let deadline = Instant::now() + change::PATIENCE;
+    while session.number(&asks).await? == 0 {
+        ensure!(!call.is_finished() && Instant::now() < deadline, "it never asks for the table");
+        tokio::task::yield_now().await;
+    }
+    beginner.run("commit").await?;
+    Ok(call.await?)
+}
+
+/// The change goes its way: to its swap, and back.
+async fn there_and_back(database: &Database, session: &Session) -> Result<()> {
+    let change = Change::of(database, session.number("select max(id) from migrator.change").await?);
+    change.until_ready().await?;
+    change.swap().await?;
+    change.rollback().await?;
+    change.cancel().await
+}
+
+async fn not_added(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(TABLE).await?;
+    let refusal = as_a_change_begins(&database, &session, REGISTER).await?.expect_err("the column was added");
+    ensure!(refusal.code == "55006" && refusal.message.contains("is already part of change"), "{refusal}");
+    ensure!(session.number("select count(*) from migrator.upgrades").await? == 0, "it is registered");
+    there_and_back(&database, &session).await?;
+    session.run(REGISTER).await?;
+    Ok(())
+}
+
+async fn not_dropped(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(TABLE).await?;
+    session.run(REGISTER).await?;
+    session.run("call migrator.run_upgrades('article')").await?;
+    let how = session.value("select migrator.retire_upgrade('article', 'shout')").await?;
+    ensure!(how == "at once", "{how}");
+    let call = "select migrator.forget_upgrades('article')";
+    let refusal = as_a_change_begins(&database, &session, call).await?.expect_err("the column was dropped");
+    ensure!(refusal.code == "55006" && refusal.message.contains("is already part of change"), "{refusal}");
+    there_and_back(&database, &session).await?;
+    // Nobody has looked at all rows since, so the column stays: the rest goes.
+    session.run(call).await?;
+    ensure!(session.number("select count(*) from migrator.upgraded").await? == 0, "it is not forgotten");
+    Ok(())
+}
+
+async fn not_made_anew(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session.run(TABLE).await?;
+    session.run(REGISTER).await?;
+    session.run("call migrator.run_upgrades('article')").await?;
+    let call = "select migrator.retire_upgrade('article', 'shout')";
+    let how = as_a_change_begins(&database, &session, call).await??;
+    ensure!(how == "in batches", "{how}");
+    there_and_back(&database, &session).await?;
+    session.run("call migrator.run_upgrades('article')").await?;
+    ensure!(session.number("select count(*) from article where applied_upgrades <> '{}'").await? == 0, "names stayed");
+    Ok(())
+}
