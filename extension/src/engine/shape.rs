@@ -5,7 +5,7 @@ use crate::catalog::attempt::attempt;
 use crate::catalog::relation::Relation;
 use crate::catalog::{actions, definition, dependants, spi};
 use crate::crash;
-use crate::engine::upgrade::follow;
+use crate::engine::upgrade::fits;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::Name;
 use migrator_core::plan::Plan;
@@ -121,7 +121,7 @@ fn make(request: &Request, live: &Relation, id: i64) -> Result<Made, Failure> {
     let shapes = keys::Shapes { live, shadow: &shadow, before: &before, after: &after, columns: &new_columns };
     let (key, carrier) = shapes.key()?;
     let old_columns = work.backward(&after, &key)?;
-    follow::fits(live, &after)?;
+    fits::Fits { request, live, shadow: &shadow, after: &after, plan: &new_columns }.check()?;
     table::assert_inert(live, &shadow)?;
     table::names_are_free(live, &shadow)?;
     let builds = builds::take(&steps, &shadow, carrier)?;
