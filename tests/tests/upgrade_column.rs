@@ -1,5 +1,5 @@
-//! The column of names comes and goes with nobody's change: who adds or drops it, and has not seen that a change of the table began,
-//! sees it as soon as he has the table.
+//! A change of the table begins while somebody is about to add or drop the column of names, and neither has seen the other: he sees
+//! it as soon as he has the table, or what is written down of it.
 
 use migrator_tests::*;
 use std::time::Instant;
@@ -11,8 +11,8 @@ const TABLE: &str = "create table article (id int primary key, headline text not
 const REGISTER: &str =
     r#"select migrator.register_upgrade('article', 'shout', set => '{"shouted": "upper(headline)"}')"#;
 
-/// Somebody begins a change, and has not committed it; another has passed the look for open changes and asks for the table; then the
-/// change is there. What the other was told.
+/// Somebody begins a change, and has not committed it; another waits for the table, or for its row; then the change is there. What the
+/// other was told.
 async fn as_a_change_begins(
     database: &Database,
     session: &Session,
@@ -24,13 +24,13 @@ async fn as_a_change_begins(
     let caller = database.connect().await?;
     let pid = caller.pid;
     let call = tokio::spawn(async move { caller.value(call).await });
-    // What keeps autovacuum away, taken before the first attempt at the lock that nobody may share.
+    // The table is not even asked for while somebody is in the way; what keeps autovacuum from it is taken before.
     let asks = format!(
-        "select count(*) from pg_locks where pid = {pid} and relation = 'article'::regclass and mode = 'ShareUpdateExclusiveLock' and granted"
+        "select count(*) from pg_locks where pid = {pid} and (not granted or relation = 'article'::regclass and mode = 'ShareUpdateExclusiveLock')"
     );
     let deadline = Instant::now() + change::PATIENCE;
     while session.number(&asks).await? == 0 {
-        ensure!(!call.is_finished() && Instant::now() < deadline, "it never asks for the table");
+        ensure!(!call.is_finished() && Instant::now() < deadline, "it waits for nothing");
         tokio::task::yield_now().await;
     }
     beginner.run("commit").await?;

@@ -152,6 +152,12 @@ select * from refused($$select * from migrator.explain('stood_on', transform => 
 select * from refused($$select migrator.create_shadow('stood_on', 'alter column n type bigint')$$);
 select * from refused($$select migrator.create_shadow('stood_on', 'drop column content, add column content text')$$);
 select * from refused($$select migrator.create_shadow('stood_on', 'alter column applied_upgrades type varchar[]')$$);
+-- Nor does one that is registered while the change is under way.
+create table begun (id int primary key, content text, n int, applied_upgrades text[] not null default '{}');
+select migrator.create_shadow('begun', transform => '{"content": "btrim(content)"}') is not null as made;
+select * from refused($$select migrator.register_upgrade('begun', 'long', '{"n": "length(content)"}')$$);
+select migrator.register_upgrade('begun', 'id', '{"n": "id"}') is not null as registered;
+select migrator.cancel('begun');
 \x off
 select migrator.create_shadow('stood_on', 'alter column k type bigint', transform => '{"content": "content", "d": "d + 1"}') is not null as made;
 call migrator.prepare('stood_on');

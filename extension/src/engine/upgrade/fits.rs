@@ -3,23 +3,57 @@
 
 use super::register;
 use super::table::{Registered, Upgraded};
-use crate::catalog::definition::Column;
+use crate::catalog::definition::{self, Column};
 use crate::catalog::expression::{self, Place, Type};
 use crate::catalog::relation::Relation;
-use crate::engine::shape::{Request, keys};
+use crate::engine::change::Change;
+use crate::engine::shape::keys;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal, plain};
 use migrator_core::plan::NewColumn;
+use migrator_core::state::State;
 use migrator_core::upgrade::COLUMN;
 
 /// A new shape, as it will be.
 pub struct Fits<'a> {
-    pub request: &'a Request,
+    /// Whether the change brings an upgrade of rows itself: its transforms leave alone what has the name.
+    pub brings: bool,
     pub live: &'a Relation,
     pub shadow: &'a Relation,
     /// The shadow's columns, and where the value of each comes from.
     pub after: &'a [Column],
     pub plan: &'a [NewColumn],
+}
+
+/// Keeps what is registered as it is until the end of the transaction: of a change that begins and an upgrade that is registered at
+/// once one sees the other. Taken before the table, as by whoever registers.
+pub fn hold(live: &Relation) -> Result<(), Failure> {
+    match Upgraded::find(live.oid)? {
+        Some(table) => table.held().map(|_| ()),
+        None => Ok(()),
+    }
+}
+
+/// Refuses an upgrade, registered a moment ago, that the new shape of a change which is under way already does not fit.
+pub fn open_change(live: &Relation, upgrade: &str) -> Result<(), Failure> {
+    let Some(change) = Change::find_open(live.oid)?.filter(|change| change.state != State::Swapped) else {
+        return Ok(());
+    };
+    let shadow = change.table(change.shadow)?;
+    let after = definition::columns(shadow.oid)?;
+    let plan = &change.plan.new_columns;
+    let brings = plan.iter().any(|column| column.upgraded);
+    Fits { brings, live, shadow: &shadow, after: &after, plan }.check().map_err(|failure| {
+        let id = change.id;
+        Failure::new(
+            code::NOT_IN_STATE,
+            format!("upgrade {} cannot be registered beside change {id}: {}", plain(upgrade), failure.message),
+        )
+        .detail(failure.detail.unwrap_or_else(|| "Nothing was changed.".to_owned()))
+        .hint(format!(
+            "Register it when the change is swapped: call migrator.prepare(change => {id}); or give the change up first: select migrator.cancel(change => {id});"
+        ))
+    })
 }
 
 impl Fits<'_> {
@@ -120,9 +154,8 @@ impl Fits<'_> {
         Err(self.needs(&column.name, &detail))
     }
 
-    /// The transforms of an upgrade's own change leave alone what has its name.
     fn carried(&self, name: &Ident, new: &NewColumn, why: &str) -> Result<(), Failure> {
-        if self.request.upgrade || keys::is_unchanged(&new.source, name) {
+        if self.brings || keys::is_unchanged(&new.source, name) {
             return Ok(());
         }
         Err(Failure::new(

@@ -63,11 +63,7 @@ pub fn forget(oid: u32) -> Result<bool, Failure> {
 }
 
 fn remove(table: &Upgraded, column: bool) -> Result<(), Failure> {
-    let relation = table.still_there()?;
-    if column {
-        table::columns_may_change(&relation)?;
-    }
-    let name = &relation.name;
+    let name = &table.still_there()?.name;
     let mut statements = vec![];
     if let Some(view) = view::ours(table)? {
         statements.push((view.plain(), format!("drop view {view}")));

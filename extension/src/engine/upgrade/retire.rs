@@ -54,7 +54,6 @@ pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static
         end_sweep(table)?;
         return Ok("at once");
     }
-    // Refused once more under the lock: it only spares everybody that.
     if at_once
         && table::columns_may_change(&table.relation).is_ok()
         && is_last(table, name)?
@@ -65,8 +64,8 @@ pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static
         let swept = attempt(|| drop_all(table, &what));
         match swept {
             Ok(()) => return Ok("at once"),
-            // Something depends on the column; or a change of the table has begun meanwhile.
-            Err(failure) if failure.code == "2BP01" || failure.code == code::IN_USE => {}
+            // Something depends on the column.
+            Err(failure) if failure.code == "2BP01" => {}
             Err(failure) => return Err(failure),
         }
     }
@@ -162,7 +161,6 @@ fn drop_all(table: &Upgraded, what: &str) -> Result<(), Failure> {
         || Ok(()),
         || {
             let relation = table.still_there()?;
-            table::columns_may_change(&relation)?;
             spi::execute(&format!("drop trigger if exists {} on {}", Ident::from(TRIGGER), relation.name), &[])?;
             let grants = view::without_column(table)?;
             spi::execute(

@@ -222,8 +222,7 @@ fn taken(relation: &Relation, failure: Failure) -> Failure {
 }
 
 /// Refuses to have the column of names come or go while the table is part of a change: that compares the columns with those of its
-/// beginning, and would have to be given up, or could not be taken back any more. Whoever goes on asks once more under ACCESS
-/// EXCLUSIVE: a change reads the table, in the transaction that begins it.
+/// beginning, and would have to be given up, or could not be taken back any more. The caller has the table's row, and none begins meanwhile.
 pub fn columns_may_change(relation: &Relation) -> Result<(), Failure> {
     checks::no_open_change(relation).map_err(|failure| {
         if failure.code == code::IN_USE {
