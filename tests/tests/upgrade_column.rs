@@ -4,7 +4,7 @@
 use migrator_tests::*;
 use std::time::Instant;
 
-for_each_server!(not_added, not_dropped, not_made_anew);
+for_each_server!(not_added, not_dropped, not_made_anew, registered_and_begun_at_once);
 
 const TABLE: &str = "create table article (id int primary key, headline text not null, shouted text);
     insert into article (id, headline) select g, 'headline ' || g from generate_series(1, 10) g";
@@ -18,9 +18,20 @@ async fn as_a_change_begins(
     session: &Session,
     call: &'static str,
 ) -> Result<Result<String, SqlError>> {
+    as_it_is_done(database, session, "select migrator.create_shadow('article', 'alter column id type bigint')", call)
+        .await
+}
+
+/// The same of any two calls.
+async fn as_it_is_done(
+    database: &Database,
+    session: &Session,
+    first: &str,
+    call: &'static str,
+) -> Result<Result<String, SqlError>> {
     let beginner = database.connect().await?;
     beginner.run("begin").await?;
-    beginner.run("select migrator.create_shadow('article', 'alter column id type bigint')").await?;
+    beginner.run(first).await?;
     let caller = database.connect().await?;
     let pid = caller.pid;
     let call = tokio::spawn(async move { caller.value(call).await });
@@ -88,5 +99,25 @@ async fn not_made_anew(server: Server) -> Result<()> {
     there_and_back(&database, &session).await?;
     session.run("call migrator.run_upgrades('article')").await?;
     ensure!(session.number("select count(*) from article where applied_upgrades <> '{}'").await? == 0, "names stayed");
+    Ok(())
+}
+
+/// An upgrade that reads a column, and a change that makes something else of it: whoever commits later sees the other.
+async fn registered_and_begun_at_once(server: Server) -> Result<()> {
+    const BEGIN: &str = r#"select migrator.create_shadow('article', transform => '{"headline": "btrim(headline)"}')"#;
+    const SECOND: &str =
+        r#"select migrator.register_upgrade('article', 'second', set => '{"shouted": "upper(headline)"}')"#;
+    const FIRST: &str = r#"select migrator.register_upgrade('article', 'first', set => '{"first": "id"}')"#;
+    for (first, call, said) in
+        [(SECOND, BEGIN, "cannot get other values"), (BEGIN, SECOND, "cannot be registered beside change")]
+    {
+        let database = server.database().await?;
+        let session = database.connect().await?;
+        session.run(TABLE).await?;
+        session.run("alter table article add column first int").await?;
+        session.run(FIRST).await?;
+        let refusal = as_it_is_done(&database, &session, first, call).await?.expect_err("neither saw the other");
+        ensure!(refusal.code == "55000" && refusal.message.contains(said), "{refusal}");
+    }
     Ok(())
 }
