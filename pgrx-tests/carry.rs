@@ -59,6 +59,7 @@ mod tests {
                     generated: false,
                     old: None,
                     source: Source::Same,
+                    upgraded: false,
                 })
                 .collect(),
             key: vec![],

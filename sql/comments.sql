@@ -19,7 +19,7 @@ Nothing of the live table is locked against readers or writers, read or written.
 - shadow: an empty table that you made, instead of actions. Its columns are matched by name.
 - on_ready: `wait` for somebody to swap, or `swap` as soon as it is ready.
 
-Errors: 42501 not the owner; 0A000 something about the table, its dependants or the actions is not supported, by name; 2BP01 something hangs on the table that cannot follow it, by name; 55000 no key; 55006 a change of this table is under way; 23502 rows that exist, or rows on the way back, have no value for a NOT NULL column; 42846 no way from one type to the other, or back; 42703 no such column.$$;
+Errors: 42501 not the owner; 0A000 something about the table, its dependants or the actions is not supported, by name; 2BP01 something hangs on the table that cannot follow it, by name; 55000 no key, or live upgrades of the rows do not fit the new shape; 55006 a change of this table is under way; 23502 rows that exist, or rows on the way back, have no value for a NOT NULL column; 42846 no way from one type to the other, or back; 42703 no such column.$$;
 
 comment on function migrator.explain(regclass, text, jsonb, jsonb, regclass) is
 $$What create_shadow with the same arguments would begin, and all that would follow. It makes the shadow and takes it away again, so it fails where create_shadow would, and leaves nothing behind.

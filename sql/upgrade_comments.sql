@@ -22,7 +22,7 @@ The column is added under ACCESS EXCLUSIVE and the guard, a trigger, under SHARE
 - view_name: of the view, in the table's schema. `TABLE__current`, if left out.
 - strategy: `rows`: in batches. `rewrite`: by a change of the table, with the same expressions, which swaps by itself. `auto` chooses by the table's size, the part of its rows that lacks the upgrade, the number of its indexes and the free disk, tries whether such a change can be begun, and says which and why.
 
-Errors: 42501 not the owner; 55000 no key; 42710 the name is taken, or rows still have it; 42703 no such column; 0A000 the table, an expression or the combination with another upgrade is not supported, by name; 22023 arguments that do not go together; 42P07, 42622 the view needs a name; 42804 types that do not fit; 25001 a name that was used before, in REPEATABLE READ or SERIALIZABLE; 55P03 the table was too busy for a lock.$$;
+Errors: 42501 not the owner; 55000 no key, or a change of the table that is under way makes something else of what the upgrade reads; 42710 the name is taken, or rows still have it; 42703 no such column; 0A000 the table, an expression or the combination with another upgrade is not supported, by name; 55006 applied_upgrades would be added while a change of the table is open; 22023 arguments that do not go together; 42P07, 42622 the view needs a name; 42804 types that do not fit; 25001 a name that was used before, in REPEATABLE READ or SERIALIZABLE; 55P03 the table was too busy for a lock.$$;
 
 comment on function migrator.explain_upgrade(regclass, text, jsonb, regprocedure, text[], text[], integer, boolean, integer, integer, interval, text, text) is
 $$What register_upgrade with the same arguments would do. Changes nothing.
@@ -42,7 +42,7 @@ Returns a row for each statement, in their order:
 Errors: those of register_upgrade.$$;
 
 comment on function migrator.retire_upgrade(regclass, text, boolean) is
-$$Retires an upgrade: its name means nothing any more, at once, and rows lose it. Returns how: `at once` where no live upgrade is left and the column can be made anew, `in batches` otherwise: as rows are written, and by the batches of step. The name can be used again when no row has it.
+$$Retires an upgrade: its name means nothing any more, at once, and rows lose it. Returns how: `at once` where no live upgrade is left, the column can be made anew and no change of the table is open, `in batches` otherwise: as rows are written, and by the batches of step. The name can be used again when no row has it.
 
 Takes SHARE ROW EXCLUSIVE on the table, ACCESS EXCLUSIVE for `at once`, in attempts of at most 50 ms.
 
@@ -50,7 +50,7 @@ Takes SHARE ROW EXCLUSIVE on the table, ACCESS EXCLUSIVE for `at once`, in attem
 - name: the upgrade.
 - incomplete: retire it though rows lack it, which then never get it. Otherwise this call looks at all rows itself whether one lacks it, and, for the last upgrade of a table, whether one has a name that is not registered.
 
-Errors: 42501 not the owner; 42704 no such upgrade; 55000 not complete, or retired already; 25001 in REPEATABLE READ or SERIALIZABLE; 55P03 the table was too busy for a lock.$$;
+Errors: 42501 not the owner; 42704 no such upgrade; 55000 not complete, retired already, or brought by a change that is not over; 25001 in REPEATABLE READ or SERIALIZABLE; 55P03 the table was too busy for a lock.$$;
 
 comment on function migrator.forget_upgrades(regclass) is
 $$Makes a table whose upgrades are all retired one that never had any: the view that shows rows as they will be goes, the guard, and column applied_upgrades, if migrator added it and the last look at every row found no names in it that nobody registered. Returns whether the column went. The log in migrator.upgrade_events stays.
@@ -59,7 +59,7 @@ Takes ACCESS EXCLUSIVE on the table, in attempts of at most 50 ms.
 
 - relation: the table. Of one that was dropped while it had upgrades its oid, as doctor gives it: only what is written down of it is left, which the owner of the extension may remove, and whoever is a member of each role that registered an upgrade of it; not while a table that was restored from a dump has its guard.
 
-Errors: 42501 not the owner; 42704 no upgrades; 55000 an upgrade is not retired, or rows still have its name, or a restored table has the guard; 2BP01 something depends on the view or the column; 25001 in REPEATABLE READ or SERIALIZABLE; 55P03 the table was too busy for a lock.$$;
+Errors: 42501 not the owner; 42704 no upgrades; 55000 an upgrade is not retired, or rows still have its name, or a restored table has the guard; 55006 the column would go while a change of the table is open; 2BP01 something depends on the view or the column; 25001 in REPEATABLE READ or SERIALIZABLE; 55P03 the table was too busy for a lock.$$;
 
 -- Reading
 

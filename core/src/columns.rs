@@ -94,7 +94,14 @@ mod tests {
     }
 
     fn new(name: &str, type_name: &str) -> NewColumn {
-        NewColumn { name: name.into(), type_name: type_name.into(), generated: false, old: None, source: Source::Same }
+        NewColumn {
+            name: name.into(),
+            type_name: type_name.into(),
+            generated: false,
+            old: None,
+            source: Source::Same,
+            upgraded: false,
+        }
     }
 
     #[test]

@@ -58,6 +58,10 @@ pub struct NewColumn {
     pub old: Option<Ident>,
     /// Where its value comes from.
     pub source: Source,
+    /// Whether the change brings it an upgrade of rows: one of its outputs, or the names of what a row has. These columns belong
+    /// together, row by row, so their values are never put together from two rows.
+    #[serde(default)]
+    pub upgraded: bool,
 }
 
 /// Where the value of a column of the shadow comes from.

@@ -151,6 +151,10 @@ fn present(alias: char, plan: &Plan) -> String {
 /// kept wherever the old shape still says the same, so that what only the new shape can hold survives a second swap.
 fn forward_merged(plan: &Plan, column: &NewColumn) -> String {
     let plain = forward(column);
+    // The old shape holds all of it: outputs and the name that tells whether they are upgraded.
+    if column.upgraded {
+        return plain;
+    }
     let here = present('s', plan);
     let keep = format!("s.{}", column.name);
     let old = column.old.as_ref().and_then(|name| plan.old_columns.iter().find(|old| old.name == *name));
@@ -195,6 +199,8 @@ fn backward(plan: &Plan) -> Vec<(Ident, String)> {
             let keep = format!("l.{}", column.name);
             let new = column.new.as_ref().and_then(|name| plan.new_columns.iter().find(|new| new.name == *name));
             let value = match (new, &column.reverse) {
+                // Together with the row's names: an output that is upgraded must not meet the names of a backup row that is not.
+                (Some(new), _) if new.upgraded => format!("s.{}", new.name),
                 (Some(new), reverse) if new.source == Source::Same => {
                     reverse.clone().unwrap_or_else(|| format!("s.{}", new.name))
                 }

@@ -13,6 +13,7 @@ fn plan() -> Plan {
                 generated: false,
                 old: Some("id".into()),
                 source: Source::Expression { sql: "l.\"id\"".into(), given: false },
+                upgraded: false,
             },
             NewColumn {
                 name: "name".into(),
@@ -20,6 +21,7 @@ fn plan() -> Plan {
                 generated: false,
                 old: Some("title".into()),
                 source: Source::Same,
+                upgraded: false,
             },
             NewColumn {
                 name: "note".into(),
@@ -27,6 +29,7 @@ fn plan() -> Plan {
                 generated: false,
                 old: None,
                 source: Source::Constant { sql: "NULL".into() },
+                upgraded: false,
             },
             NewColumn {
                 name: "size".into(),
@@ -34,6 +37,7 @@ fn plan() -> Plan {
                 generated: true,
                 old: None,
                 source: Source::Generated,
+                upgraded: false,
             },
         ],
         old_columns: vec![
@@ -148,6 +152,25 @@ fn the_way_back_keeps_what_only_the_old_shape_has() {
     assert!(text.contains("case when l.\"id\" is not null then l.\"gone\" else 'none'::text end"), "{text}");
     assert!(text.contains("left join \"public\".\"Order Items; --\" l"), "{text}");
     assert!(text.contains("m as materialized"), "merged rows are read before they are deleted: {text}");
+}
+
+#[test]
+fn what_an_upgrade_made_goes_back_with_its_names() {
+    let (old, new) = names();
+    let (segments, marker) = (segments(), marker());
+    let mut plan = plan();
+    plan.new_columns[1].source = Source::Expression { sql: "upper(l.\"title\")".into(), given: true };
+    let text = |plan: &Plan, direction| {
+        let take = Take::All { segments: &segments };
+        reconcile(plan, Tables { old: &old, new: &new }, direction, Put::Merged, take, &marker, false)
+    };
+    let kept = "then l.\"title\" else s.\"name\" end";
+    assert!(text(&plan, Direction::Reverse).contains(kept), "a transform may lose something: {kept}");
+    plan.new_columns[1].upgraded = true;
+    let back = text(&plan, Direction::Reverse);
+    assert!(back.contains(", s.\"name\" as c1, ") && !back.contains("upper("), "{back}");
+    let again = text(&plan, Direction::Forward);
+    assert!(again.contains(", upper(l.\"title\") as c1, "), "{again}");
 }
 
 #[test]

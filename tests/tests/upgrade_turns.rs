@@ -163,6 +163,8 @@ async fn a_note_and_an_exchange(server: Server) -> Result<()> {
 /// The first upgrade of a table is registered while the table is exchanged for another one: not for the one that is put aside.
 async fn registered_behind_a_swap(server: Server) -> Result<()> {
     let (database, session) = pages(&server).await?;
+    // It would not be added while the change is open.
+    session.run("alter table page add column applied_upgrades text[] not null default '{}'").await?;
     let change = Change::create(&database, "page", "alter column words type bigint").await?;
     change.until_ready().await?;
     session.run("select pg_advisory_lock(7331)").await?;

@@ -122,6 +122,7 @@ fn _alter_shadow(
                 reverse: asked.reverse.clone(),
                 shadow: None,
                 on_ready: "swap".into(),
+                upgrade: false,
                 session: Session { role: asked.session.role, settings: asked.session.settings.clone() },
             })?;
             run::note(id, &asked, &steps, number)?;
@@ -160,6 +161,7 @@ fn request(
         reverse: object(reverse),
         shadow: None,
         on_ready: "swap".to_owned(),
+        upgrade: false,
         session: Session { role: role::caller(), settings: settings::of_session() },
     })
 }

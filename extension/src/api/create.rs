@@ -79,6 +79,7 @@ fn request(
         reverse: object(reverse),
         shadow: shadow.map(|shadow| shadow.0),
         on_ready: on_ready.unwrap_or("wait").to_owned(),
+        upgrade: false,
         session: Session { role: role::caller(), settings: settings::of_session() },
     })
 }

@@ -66,6 +66,8 @@ pub struct Expression {
     pub sql: String,
     /// attnums of the columns that it reads.
     pub columns: Vec<i16>,
+    /// pg_type.oid of its own type, before it is coerced.
+    pub type_oid: u32,
 }
 
 /// Reads `text` as one expression over the place's relation that a column of type `target` can take by assignment.
@@ -88,6 +90,26 @@ pub unsafe fn prepare(table: pg_sys::Relation, text: &str, target: Type) -> Resu
     let node = assign(node, target).ok_or_else(|| mismatch(node, target))?;
     // SAFETY: a whole, analyzed expression tree.
     Ok(unsafe { pg_sys::expression_planner(node.cast::<pg_sys::Expr>()) })
+}
+
+/// Whether deparsed text of an expression over a row of one table (alias `l`) can be read over the place's relation, for a column of
+/// type `target`.
+pub fn fits(place: &Place<'_>, text: &str, target: Type) -> Result<(), Failure> {
+    within(place, || {
+        let table = Opened::open(place.relation);
+        // SAFETY: the relation is open until the end of the scope.
+        unsafe { prepare(table.0, text, target) }.map(|_| ())
+    })
+}
+
+/// Whether a value of one type stays the same, byte for byte, as one of the other and back again.
+pub fn is_same_value(one: u32, other: u32) -> bool {
+    // SAFETY: catalog lookups by oids of types.
+    unsafe {
+        let one = pg_sys::getBaseType(pg_sys::Oid::from(one));
+        let other = pg_sys::getBaseType(pg_sys::Oid::from(other));
+        one == other || pg_sys::IsBinaryCoercible(one, other) && pg_sys::IsBinaryCoercible(other, one)
+    }
 }
 
 /// Where the default of a column is found.
@@ -269,7 +291,9 @@ fn analyze(place: &Place<'_>, raw: Raw, target: Type) -> Result<Expression, Fail
     if assign(node, target).is_none() {
         return Err(mismatch(node, target));
     }
-    Ok(Expression { sql: deparse(node, Some(place)), columns: found.columns })
+    // SAFETY: a whole expression tree.
+    let type_oid = unsafe { pg_sys::exprType(node) }.to_u32();
+    Ok(Expression { sql: deparse(node, Some(place)), columns: found.columns, type_oid })
 }
 
 fn repeatable(what: String) -> Failure {

@@ -170,6 +170,7 @@ impl Work<'_> {
             reverse: self.request.reverse.clone(),
             shadow: None,
             on_ready: "swap".into(),
+            upgrade: false,
             session: shape::Session {
                 role: self.request.session.role,
                 settings: self.request.session.settings.clone(),

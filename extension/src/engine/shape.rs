@@ -2,10 +2,11 @@
 //! caller's transaction. It reads the catalog only, never a row, and leaves nothing behind when it fails.
 
 use crate::catalog::attempt::attempt;
+use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::{actions, definition, dependants, spi};
 use crate::crash;
-use crate::engine::upgrade::follow;
+use crate::engine::upgrade::fits;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::Name;
 use migrator_core::plan::Plan;
@@ -48,6 +49,8 @@ pub struct Request {
     pub shadow: Option<u32>,
     /// `wait` or `swap`.
     pub on_ready: String,
+    /// Whether its transforms are those of an upgrade of rows, which the change brings.
+    pub upgrade: bool,
     /// Who asks.
     pub session: Session,
 }
@@ -98,6 +101,9 @@ fn make(request: &Request, live: &Relation, id: i64) -> Result<Made, Failure> {
         None => vec![],
     };
     checks::parts(live, &parts)?;
+    fits::hold(live)?;
+    // As LIKE does a moment later: the columns that are read here are those that it finds.
+    lock::relation(Wanted { relation: live.oid, mode: Mode::AccessShare });
     let before = definition::columns(live.oid)?;
     let steps = Steps::default();
     let shadow = match request.shadow {
@@ -119,7 +125,8 @@ fn make(request: &Request, live: &Relation, id: i64) -> Result<Made, Failure> {
     let shapes = keys::Shapes { live, shadow: &shadow, before: &before, after: &after, columns: &new_columns };
     let (key, carrier) = shapes.key()?;
     let old_columns = work.backward(&after, &key)?;
-    follow::fits(live, &after)?;
+    let brings = request.upgrade;
+    fits::Fits { brings, live, shadow: &shadow, after: &after, plan: &new_columns }.check()?;
     table::assert_inert(live, &shadow)?;
     table::names_are_free(live, &shadow)?;
     let builds = builds::take(&steps, &shadow, carrier)?;

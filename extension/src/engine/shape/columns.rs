@@ -155,6 +155,8 @@ impl Work<'_> {
                     generated: column.generated,
                     old: self.old_of(column).map(|old| old.name.clone()),
                     source: self.source(column, parts, frozen)?,
+                    upgraded: self.request.upgrade
+                        && self.given(&self.request.transform, column.name.as_str()).is_some(),
                 })
             })
             .collect()

@@ -127,7 +127,8 @@ fn identifies(index: &Index, columns: &[Column]) -> bool {
             .all(|attnum| columns.iter().any(|column| column.attnum == *attnum && column.not_null && !column.generated))
 }
 
-fn is_unchanged(source: &Source, old: &Ident) -> bool {
+/// Whether a column carries the values of the old one over, as they are or as its own type takes them.
+pub fn is_unchanged(source: &Source, old: &Ident) -> bool {
     match source {
         Source::Same => true,
         Source::Expression { sql, given } => !given || *sql == format!("l.{}", definition::quoted(old.as_str())),

@@ -2,12 +2,9 @@
 
 use super::table::{self, Upgraded};
 use super::{complete, install, numbers};
-use crate::catalog::definition::Column;
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
-use migrator_core::failure::{Failure, code};
-use migrator_core::ident::{Ident, plain};
-use migrator_core::upgrade::COLUMN;
+use migrator_core::failure::Failure;
 use pgrx::pg_sys;
 
 /// After a swap or a rollback, in its transaction. The guard and the view are carried over like other triggers and views.
@@ -33,28 +30,4 @@ pub fn follow(from: u32, to: u32) -> Result<(), Failure> {
         &[pg_sys::Oid::from(from).into(), pg_sys::Oid::from(to).into()],
     )
     .map(|_| ())
-}
-
-/// Refuses a new shape that lacks a column which upgrades of the table name.
-pub fn fits(live: &Relation, after: &[Column]) -> Result<(), Failure> {
-    let Some(table) = Upgraded::find(live.oid)? else { return Ok(()) };
-    let upgrades = table.registered()?;
-    if upgrades.is_empty() {
-        return Ok(());
-    }
-    let named = upgrades
-        .iter()
-        .filter(|upgrade| upgrade.state != "retiring")
-        .flat_map(|upgrade| upgrade.definition.inputs.iter().chain(upgrade.definition.outputs()))
-        .chain(&table.key);
-    let marks = Ident::from(COLUMN);
-    let Some(missing) = named.chain([&marks]).find(|name| !after.iter().any(|column| column.name == **name)) else {
-        return Ok(());
-    };
-    Err(Failure::new(
-        code::NOT_IN_STATE,
-        format!("upgrades of the rows of {} need column {}", live.name.plain(), plain(missing.as_str())),
-    )
-    .detail("The new shape does not have it under that name.")
-    .hint("Let them end and retire them first: select name, state, next_step from migrator.upgrades; or keep the column in this change."))
 }

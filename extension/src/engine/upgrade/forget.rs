@@ -41,6 +41,9 @@ pub fn forget(oid: u32) -> Result<bool, Failure> {
         }
         guard::fresh_snapshots("migrator.forget_upgrades")?;
         let ours = look::only_our_names(&table) && !rehearse(|| look::any_other(&table))?;
+        if ours {
+            table::columns_may_change(&relation)?;
+        }
         let what = format!("upgrades of table {name} were not forgotten");
         lock::settle(&what, &table::tree(&relation)?)?;
         lock::series(

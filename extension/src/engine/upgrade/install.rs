@@ -3,7 +3,7 @@
 use super::published::warn_of_publications;
 use super::register::{self, Request, Wish};
 use super::table::{self, Upgraded};
-use super::{numbers, rewrite, view};
+use super::{fits, numbers, rewrite, view};
 use crate::catalog::definition::{self, Column};
 use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
@@ -44,6 +44,7 @@ pub fn register(request: &Request) -> Result<i64, Failure> {
     )?;
     table::renew_key(relation.oid, &wish.key)?;
     let id = insert(request, &wish)?;
+    fits::open_change(relation, &request.name)?;
     // By the name under which it was understood.
     let upgraded = Upgraded { relation: relation.clone(), ..Upgraded::get(relation.oid)? };
     let what = format!("upgrade {} of table {} was not registered", request.name, relation.name.plain());
@@ -134,6 +135,9 @@ pub fn apply(upgraded: &Upgraded, what: &str, adds_column: bool, view_name: Opti
         || {
             let relation = upgraded.still_there()?;
             if adds_column {
+                // The row of a table that had no upgrades yet stops nobody: a change may have begun until a moment ago. From here on
+                // none does, for it would hold the table.
+                table::columns_may_change(&relation)?;
                 spi::execute(&add_column(&relation), &[])?;
             }
             for statement in trigger(&relation, &definition) {

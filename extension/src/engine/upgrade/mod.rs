@@ -9,6 +9,7 @@ pub mod ensure;
 pub mod explain;
 pub mod failures;
 pub mod findings;
+pub mod fits;
 pub mod follow;
 pub mod forget;
 pub mod hand;

@@ -66,7 +66,9 @@ pub fn understand(request: &Request) -> Result<Wish, Failure> {
     name(request, &relation, &others)?;
     let ordinal = ordinal(request, &others)?;
     let adds_column = applied_upgrades(&relation, &columns)?;
-    if !adds_column {
+    if adds_column {
+        table::columns_may_change(&relation)?;
+    } else {
         not_carried(request, &relation)?;
     }
     sizes(request)?;
@@ -84,10 +86,8 @@ pub fn understand(request: &Request) -> Result<Wish, Failure> {
     };
     let upgrade = reading.in_place(upgrade)?;
     among(&relation, &upgrade, &others)?;
-    if upgrade.in_place && relation.kind == "p" {
-        return Err(unsupported(format!("upgrade {} makes a column out of itself, and table {} is partitioned", plain(&request.name), relation.name.plain()))
-            .detail("A row that moves to another partition is a new row there, of which nobody can tell whether it was upgraded. Nothing was changed.")
-            .hint("Write to a column of its own."));
+    if upgrade.in_place {
+        moves_to_no_partition(&upgrade, &relation)?;
     }
     if upgrade.in_place {
         not_subscribed(request, &relation)?;
@@ -234,7 +234,7 @@ fn ordinal(request: &Request, others: &[Registered]) -> Result<i32, Failure> {
 /// Whether the column has to be added; one that is there has to be what we need.
 fn applied_upgrades(relation: &Relation, columns: &[Column]) -> Result<bool, Failure> {
     let Some(column) = columns.iter().find(|column| column.name.as_str() == COLUMN) else { return Ok(true) };
-    if column.type_oid != pg_sys::TEXTARRAYOID.to_u32() || column.generated {
+    if !holds_names(column) {
         return Err(Failure::new(
             code::DATATYPE_MISMATCH,
             format!("column {COLUMN} of table {} is of type {}, not text[]", relation.name.plain(), column.type_name),
@@ -246,6 +246,21 @@ fn applied_upgrades(relation: &Relation, columns: &[Column]) -> Result<bool, Fai
         )));
     }
     Ok(false)
+}
+
+/// Whether a column can be the one of names.
+pub fn holds_names(column: &Column) -> bool {
+    column.type_oid == pg_sys::TEXTARRAYOID.to_u32() && !column.generated
+}
+
+/// Refuses an upgrade in place of a partitioned table.
+pub fn moves_to_no_partition(upgrade: &Upgrade, relation: &Relation) -> Result<(), Failure> {
+    if relation.kind != "p" {
+        return Ok(());
+    }
+    Err(unsupported(format!("upgrade {} makes a column out of itself, and table {} is partitioned", plain(&upgrade.name), relation.name.plain()))
+        .detail("A row that moves to another partition is a new row there, of which nobody can tell whether it was upgraded. Nothing was changed.")
+        .hint("Write to a column of its own."))
 }
 
 fn sizes(request: &Request) -> Result<(), Failure> {
@@ -563,7 +578,7 @@ pub fn last_to_fire(relation: &Relation) -> Result<(), Failure> {
 }
 
 /// Partitions that have their columns elsewhere are found by name; their triggers are the parent's.
-fn members_fit(relation: &Relation) -> Result<(), Failure> {
+pub fn members_fit(relation: &Relation) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Member {
         name: String,

@@ -56,6 +56,7 @@ pub fn retire(table: &Upgraded, name: &str, incomplete: bool) -> Result<&'static
         return Ok("at once");
     }
     if at_once
+        && table::columns_may_change(&table.relation).is_ok()
         && is_last(table, name)?
         && look::only_our_names(table)
         && column_stands_alone(table)?
@@ -86,6 +87,7 @@ fn in_state(table: &Upgraded, upgrade: &Registered, incomplete: bool) -> Result<
             .detail("Rows that still have its name lose it in batches. Nothing was changed.")
             .hint(format!("Let that end: call migrator.run_upgrades({quoted});")));
     }
+    not_brought(table, upgrade)?;
     if upgrade.state != "complete" && !incomplete {
         return Err(Failure::new(code::NOT_IN_STATE, format!("upgrade {name} of table {relation} is not complete"))
             .detail("Rows that lack it would never get it. Nothing was changed.")
@@ -95,6 +97,41 @@ fn in_state(table: &Upgraded, upgrade: &Registered, incomplete: bool) -> Result<
             )));
     }
     Ok(())
+}
+
+/// Refuses an upgrade that a change of the table is to bring to its rows, or can take back from them: the change knows nothing of it
+/// being retired. A change that is over never begins again, so one that is seen to be over needs no second look.
+fn not_brought(table: &Upgraded, upgrade: &Registered) -> Result<(), Failure> {
+    #[derive(Deserialize)]
+    struct Open {
+        id: i64,
+        state: String,
+    }
+    let open: Option<Open> = spi::fetch_optional(
+        "select c.id, c.state from migrator.upgrade g join migrator.change c on c.id = g.change \
+         where g.id = $1 and c.state not in ('finished', 'cancelled')",
+        &[upgrade.id.into()],
+    )?;
+    let Some(Open { id, state }) = open else { return Ok(()) };
+    let failure = Failure::new(
+        code::NOT_IN_STATE,
+        format!(
+            "upgrade {} of table {} is brought by change {id}, which is {state}",
+            plain(&upgrade.name),
+            table.relation.name.plain()
+        ),
+    );
+    Err(if state == "swapped" {
+        failure
+            .detail("A rollback would bring back rows that lack it, and nothing would upgrade them any more. Nothing was changed.")
+            .hint(format!(
+                "End the change first: select migrator.finish(change => {id}); or take it back and give it up: select * from migrator.rollback(change => {id}); select migrator.cancel(change => {id});"
+            ))
+    } else {
+        failure
+            .detail("The change would go on and write it to all rows. Nothing was changed.")
+            .hint(format!("Give the change up first: select migrator.cancel(change => {id});"))
+    })
 }
 
 fn still_complete(table: &Upgraded, upgrade: &Registered) -> Result<(), Failure> {

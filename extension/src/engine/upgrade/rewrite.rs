@@ -5,8 +5,10 @@
 //! the others get it with the copy.
 
 use super::register::{Request, Wish};
-use super::table::Upgraded;
+use super::table::{Registered, Upgraded};
 use crate::catalog::attempt::attempt;
+use crate::catalog::definition;
+use crate::catalog::expression::{self, Place, Shape, Type};
 use crate::catalog::{role, spi};
 use crate::engine::shape::{self, Session, measure};
 use migrator_core::failure::{Failure, code};
@@ -107,12 +109,48 @@ fn obstacle(request: &Request, wish: &Wish) -> Result<Option<String>, Failure> {
     if let Some(why) = partitioned(wish) {
         return Ok(Some(why.to_owned()));
     }
+    if let Some(why) = unified(request, wish)? {
+        return Ok(Some(why));
+    }
     // Tried, and undone. Where the column is not there yet, without the marks: the expressions and what hangs on the table are
     // what a change stumbles over.
-    match attempt(|| shape::explain(&change(request, wish.relation.oid, !wish.adds_column))) {
+    let earlier = live(&wish.others);
+    match attempt(|| shape::explain(&change(request, wish.relation.oid, !wish.adds_column, &earlier))) {
         Ok(_) => Ok(None),
         Err(failure) => Ok(Some(failure.message)),
     }
+}
+
+/// An expression whose type the column's own values would take on their way: the copy chooses between both for each row, in one type.
+fn unified(request: &Request, wish: &Wish) -> Result<Option<String>, Failure> {
+    let place = Place {
+        relation: wish.relation.oid,
+        shape: Shape::Old,
+        owner: wish.relation.owner(),
+        settings: &request.settings,
+        what: format!("upgrade {}", plain(&request.name)),
+        whole_row: false,
+    };
+    let columns = definition::columns(wish.relation.oid)?;
+    for (name, expression) in expressions(request) {
+        let Some(column) = columns.iter().find(|column| column.name.as_str() == name) else { continue };
+        let target = Type { oid: column.type_oid, modifier: column.modifier };
+        let both = match expression::read(&place, &value("true", &column.name, expression), target) {
+            Ok(both) => both,
+            Err(failure) => return Ok(Some(failure.message)),
+        };
+        if !expression::is_same_value(both.type_oid, column.type_oid) {
+            let own = expression::read(&place, expression, target)?.type_oid;
+            return Ok(Some(format!(
+                "the expression for column {} is of type {}, and values of type {} that rows have already would become such of type {} on their way; cast it to the column's type",
+                plain(name),
+                expression::type_text(own, -1),
+                column.type_name,
+                expression::type_text(both.type_oid, -1),
+            )));
+        }
+    }
+    Ok(None)
 }
 
 fn partitioned(wish: &Wish) -> Option<&'static str> {
@@ -130,7 +168,9 @@ pub fn begin_if_possible(table: &Upgraded, request: &Request, upgrade: i64, chos
 
 /// Begins the change, after the guard was put there.
 pub fn begin(table: &Upgraded, request: &Request, upgrade: i64) -> Result<(), Failure> {
-    let id = shape::create_shadow(&change(request, table.relation.oid, true))?;
+    let mut others = table.registered()?;
+    others.retain(|other| other.id != upgrade);
+    let id = shape::create_shadow(&change(request, table.relation.oid, true, &live(&others)))?;
     spi::execute(
         "update migrator.upgrade set strategy = 'rewrite', change = $2 where id = $1",
         &[upgrade.into(), id.into()],
@@ -138,31 +178,53 @@ pub fn begin(table: &Upgraded, request: &Request, upgrade: i64) -> Result<(), Fa
     .map(|_| ())
 }
 
+/// The names that a row has to have before it may get another one: new upgrades stand behind all live ones.
+fn live(others: &[Registered]) -> Vec<&str> {
+    others.iter().filter(|other| other.state != "retiring").map(|other| other.name.as_str()).collect()
+}
+
 /// Whether a row has the name.
 pub fn has(name: &str) -> String {
+    has_all(&[name])
+}
+
+fn has_all(names: &[&str]) -> String {
+    let names: Vec<String> = names.iter().map(|name| literal(name)).collect();
     format!(
         "coalesce({} operator(pg_catalog.@>) array[{}]::pg_catalog.text[], false)",
         Ident::from(COLUMN),
-        literal(name)
+        names.join(", ")
     )
 }
 
-/// The change: rows that have the name keep what they have. `marked`: the table has the column of names.
-fn change(request: &Request, relation: u32, marked: bool) -> shape::Request {
+fn expressions(request: &Request) -> impl Iterator<Item = (&str, &str)> {
+    let set = request.set.as_ref().and_then(Value::as_object).into_iter().flatten();
+    set.map(|(column, expression)| (column.as_str(), expression.as_str().unwrap_or_default()))
+}
+
+fn value(stays: &str, column: &Ident, expression: &str) -> String {
+    format!("case when {stays} then {column} else ({expression}) end")
+}
+
+/// The change: rows that have the name keep what they have. So do rows that lack an earlier one, which they may have lost since that
+/// was complete: batches bring them both, in their order. `marked`: the table has the column of names.
+fn change(request: &Request, relation: u32, marked: bool, earlier: &[&str]) -> shape::Request {
     let marks = Ident::from(COLUMN);
     let name = literal(&request.name);
-    let has = if marked { has(&request.name) } else { "false".to_owned() };
+    let stays = match (marked, earlier) {
+        (false, _) => "false".to_owned(),
+        (true, []) => has(&request.name),
+        (true, earlier) => format!("{} or not {}", has(&request.name), has_all(earlier)),
+    };
     let mut transform = Map::new();
-    for (column, expression) in request.set.as_ref().and_then(Value::as_object).into_iter().flatten() {
-        let expression = expression.as_str().unwrap_or_default();
-        let column_name = Ident::new(column.as_str());
-        transform.insert(column.clone(), json!(format!("case when {has} then {column_name} else ({expression}) end")));
+    for (column, expression) in expressions(request) {
+        transform.insert(column.to_owned(), json!(value(&stays, &Ident::new(column), expression)));
     }
     if marked {
         transform.insert(
             COLUMN.to_owned(),
             json!(format!(
-                "case when {has} then {marks} else pg_catalog.array_append(coalesce({marks}, '{{}}'), {name}::pg_catalog.text) end"
+                "case when {stays} then {marks} else pg_catalog.array_append(coalesce({marks}, '{{}}'), {name}::pg_catalog.text) end"
             )),
         );
     }
@@ -173,6 +235,7 @@ fn change(request: &Request, relation: u32, marked: bool) -> shape::Request {
         reverse: json!({}),
         shadow: None,
         on_ready: "swap".to_owned(),
+        upgrade: true,
         session: Session { role: request.caller, settings: request.settings.clone() },
     }
 }

@@ -5,7 +5,7 @@ use crate::catalog::definition::Column;
 use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
-use crate::engine::shape::keys;
+use crate::engine::shape::{checks, keys};
 use crate::guard::{self, Refusal};
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal, plain};
@@ -221,6 +221,20 @@ fn taken(relation: &Relation, failure: Failure) -> Failure {
     )
     .detail("It has it until the end of its transaction. Nothing was changed.")
     .hint("Call it again when that transaction has ended.")
+}
+
+/// Refuses to have the column of names come or go while the table is part of a change: that compares the columns with those of its
+/// beginning, and would have to be given up, or could not be taken back any more. The caller has the table's row, and none begins meanwhile.
+pub fn columns_may_change(relation: &Relation) -> Result<(), Failure> {
+    checks::no_open_change(relation).map_err(|failure| {
+        if failure.code == code::IN_USE {
+            failure.detail(format!(
+                "Column {COLUMN} would have to be added or dropped, and the change stands on the columns that there were when it began. Nothing was changed."
+            ))
+        } else {
+            failure
+        }
+    })
 }
 
 fn exchanged(name: &str, detail: &str) -> Failure {

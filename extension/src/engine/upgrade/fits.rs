@@ -1,0 +1,207 @@
+//! Whether the live upgrades of a table fit the new shape that a change gives it: what registration asked of the old one, the
+//! shadow has to answer too, and what a row's names say of it has to be as true of the row that is made of it.
+
+use super::register;
+use super::table::{Registered, Upgraded};
+use crate::catalog::definition::{self, Column};
+use crate::catalog::expression::{self, Place, Type};
+use crate::catalog::relation::Relation;
+use crate::engine::change::Change;
+use crate::engine::shape::keys;
+use migrator_core::failure::{Failure, code};
+use migrator_core::ident::{Ident, literal, plain};
+use migrator_core::plan::NewColumn;
+use migrator_core::state::State;
+use migrator_core::upgrade::COLUMN;
+
+/// A new shape, as it will be.
+pub struct Fits<'a> {
+    /// Whether the change brings an upgrade of rows itself: its transforms leave alone what has the name.
+    pub brings: bool,
+    pub live: &'a Relation,
+    pub shadow: &'a Relation,
+    /// The shadow's columns, and where the value of each comes from.
+    pub after: &'a [Column],
+    pub plan: &'a [NewColumn],
+}
+
+/// Keeps what is registered as it is until the end of the transaction: of a change that begins and an upgrade that is registered at
+/// once one sees the other. Taken before the table, as by whoever registers.
+pub fn hold(live: &Relation) -> Result<(), Failure> {
+    match Upgraded::find(live.oid)? {
+        Some(table) => table.held().map(|_| ()),
+        None => Ok(()),
+    }
+}
+
+/// Refuses an upgrade, registered a moment ago, that the new shape of a change which is under way already does not fit.
+pub fn open_change(live: &Relation, upgrade: &str) -> Result<(), Failure> {
+    let Some(change) = Change::find_open(live.oid)?.filter(|change| change.state != State::Swapped) else {
+        return Ok(());
+    };
+    let shadow = change.table(change.shadow)?;
+    let after = definition::columns(shadow.oid)?;
+    let plan = &change.plan.new_columns;
+    let brings = plan.iter().any(|column| column.upgraded);
+    Fits { brings, live, shadow: &shadow, after: &after, plan }.check().map_err(|failure| {
+        let id = change.id;
+        Failure::new(
+            code::NOT_IN_STATE,
+            format!("upgrade {} cannot be registered beside change {id}: {}", plain(upgrade), failure.message),
+        )
+        .detail(failure.detail.unwrap_or_else(|| "Nothing was changed.".to_owned()))
+        .hint(format!(
+            "Register it when the change is swapped: call migrator.prepare(change => {id}); or give the change up first: select migrator.cancel(change => {id});"
+        ))
+    })
+}
+
+impl Fits<'_> {
+    /// Refuses a shape that an upgrade of the table does not fit.
+    pub fn check(&self) -> Result<(), Failure> {
+        let Some(table) = Upgraded::find(self.live.oid)? else { return Ok(()) };
+        let registered = table.registered()?;
+        if registered.is_empty() {
+            return Ok(());
+        }
+        let marks = Ident::from(COLUMN);
+        for name in table.key.iter().chain([&marks]) {
+            self.there(name)?;
+        }
+        self.holds_names(&marks)?;
+        // In messages the shadow is the table that it will be.
+        let shadow = Relation { name: self.live.name.clone(), ..self.shadow.clone() };
+        if shadow.kind == "p" {
+            register::members_fit(&shadow).map_err(|failure| self.unfit(failure))?;
+        }
+        for upgrade in registered.iter().filter(|upgrade| upgrade.state != "retiring") {
+            self.columns(upgrade)?;
+            if upgrade.definition.in_place {
+                register::moves_to_no_partition(&upgrade.definition, &shadow).map_err(|failure| self.unfit(failure))?;
+            }
+            // A function takes rows of the table, which keeps the table from being changed at all.
+            if upgrade.kind == "expression" {
+                self.expressions(upgrade)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The column of the new shape that was this one before.
+    fn there(&self, name: &Ident) -> Result<(&Column, &NewColumn), Failure> {
+        let columns = self.after.iter().zip(self.plan);
+        let Some((column, new)) = columns.into_iter().find(|(column, _)| column.name == *name) else {
+            return Err(self.needs(name, "The new shape does not have it under that name."));
+        };
+        if new.old.as_ref() != Some(name) {
+            return Err(self.needs(name, "The new shape has another column under that name."));
+        }
+        Ok((column, new))
+    }
+
+    fn needs(&self, name: &Ident, detail: &str) -> Failure {
+        Failure::new(
+            code::NOT_IN_STATE,
+            format!("upgrades of the rows of {} need column {}", self.live.name.plain(), plain(name.as_str())),
+        )
+        .detail(detail)
+        .hint("Let them end and retire them first: select name, state, next_step from migrator.upgrades; or keep the column in this change.")
+    }
+
+    fn holds_names(&self, marks: &Ident) -> Result<(), Failure> {
+        let (column, new) = self.there(marks)?;
+        if !register::holds_names(column) {
+            return Err(
+                self.needs(marks, "Rows remember their upgrades in it, and in the new shape it is not of type text[].")
+            );
+        }
+        self.carried(marks, new, "Rows remember their upgrades in it.")
+    }
+
+    /// A row keeps its names, so what its outputs were made from has to stay what it was.
+    fn columns(&self, upgrade: &Registered) -> Result<(), Failure> {
+        for input in &upgrade.definition.inputs {
+            let (column, new) = self.there(input)?;
+            self.written(upgrade, column)?;
+            let name = plain(&upgrade.name);
+            let why = if upgrade.definition.outputs().any(|output| output == input) {
+                format!(
+                    "Upgrade {name} makes it out of itself: of the new values nobody could tell whether it has made them."
+                )
+            } else {
+                format!("Upgrade {name} has made outputs from it, which would stay as they are.")
+            };
+            self.carried(input, new, &why)?;
+        }
+        for output in upgrade.definition.outputs() {
+            let (column, _) = self.there(output)?;
+            self.written(upgrade, column)?;
+            if column.identity {
+                return Err(
+                    self.needs(output, "In the new shape it is an identity column, which no upgrade can write.")
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn written(&self, upgrade: &Registered, column: &Column) -> Result<(), Failure> {
+        if !column.generated {
+            return Ok(());
+        }
+        let detail =
+            format!("In the new shape it is generated, and upgrade {} reads or writes it.", plain(&upgrade.name));
+        Err(self.needs(&column.name, &detail))
+    }
+
+    fn carried(&self, name: &Ident, new: &NewColumn, why: &str) -> Result<(), Failure> {
+        if self.brings || keys::is_unchanged(&new.source, name) {
+            return Ok(());
+        }
+        Err(Failure::new(
+            code::NOT_IN_STATE,
+            format!(
+                "column {} of {} cannot get other values: upgrades of the rows stand on it",
+                plain(name.as_str()),
+                self.live.name.plain()
+            ),
+        )
+        .detail(format!("{why} Nothing was changed."))
+        .hint(format!(
+            "Leave the column out of transform and USING; or retire the upgrades first: select name, state, next_step from migrator.upgrades where relation = {};",
+            literal(&self.live.name.plain())
+        )))
+    }
+
+    /// The guard reads them over the new shape from the swap on.
+    fn expressions(&self, upgrade: &Registered) -> Result<(), Failure> {
+        for (output, text) in &upgrade.definition.set {
+            let (column, _) = self.there(output)?;
+            let place = Place {
+                relation: self.shadow.oid,
+                shape: expression::Shape::Old,
+                owner: self.live.owner(),
+                settings: &upgrade.settings,
+                what: format!("upgrade {}, column {}", plain(&upgrade.name), plain(output.as_str())),
+                whole_row: false,
+            };
+            let target = Type { oid: column.type_oid, modifier: column.modifier };
+            expression::fits(&place, text, target).map_err(|failure| {
+                self.unfit(failure).detail("From the swap on no row could be upgraded. Nothing was changed.")
+            })?;
+        }
+        Ok(())
+    }
+
+    fn unfit(&self, why: Failure) -> Failure {
+        let failure = Failure::new(
+            code::NOT_IN_STATE,
+            format!("upgrades of the rows of {} do not fit the new shape: {}", self.live.name.plain(), why.message),
+        )
+        .hint("Let them end and retire them first: select name, state, next_step from migrator.upgrades; or leave these columns as they are.");
+        match why.detail {
+            Some(detail) => failure.detail(detail),
+            None => failure,
+        }
+    }
+}
