@@ -18,6 +18,7 @@ pub mod servers;
 pub mod session;
 pub mod story;
 pub mod strike;
+pub mod subscription;
 pub mod traffic;
 pub mod upgrades;
 pub mod witness;

@@ -3,6 +3,7 @@
 
 use migrator_tests::left_behind::nothing_left_behind;
 use migrator_tests::same_rows::{fingerprint, same_rows};
+use migrator_tests::subscription::Subscription;
 use migrator_tests::*;
 use std::time::{Duration, Instant};
 
@@ -30,20 +31,7 @@ async fn rows_that_a_subscription_applies(server: Server) -> Result<()> {
     change.until_ready().await?;
 
     // The subscription comes when capture is on: its first rows come by COPY, all others are applied one by one.
-    let slot = format!("slot_{}", database.name);
-    source.run(&format!("select pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await?;
-    let connection = format!(
-        "host={} port={} user=postgres dbname={}",
-        database.cluster().socket_folder().display(),
-        database.cluster().port,
-        publisher.name
-    );
-    session
-        .run(&format!(
-            "create subscription feed_{name} connection '{connection}' publication fed with (create_slot = false, slot_name = '{slot}')",
-            name = database.name
-        ))
-        .await?;
+    let feed = Subscription::begin(&publisher, &database, "fed").await?;
     let mut writes = vec!["select 1"];
     writes.extend([
         "update fed set v = v || '!' where id % 3 = 0",
@@ -65,7 +53,7 @@ async fn rows_that_a_subscription_applies(server: Server) -> Result<()> {
             .context(write)?;
     }
     // A swap would leave the subscription writing to the backup.
-    let says = format!("subscription feed_{}", database.name);
+    let says = format!("subscription {}", feed.name);
     let refusal = session.refusal("select * from migrator.swap('fed')").await?;
     ensure!(refusal.message.contains(&says) && refusal.hint.is_some(), "the swap is not refused by name: {refusal}");
     change.cancel().await?;
@@ -73,17 +61,7 @@ async fn rows_that_a_subscription_applies(server: Server) -> Result<()> {
     ensure!(refusal.message.contains(&says) && refusal.hint.is_some(), "not refused by name: {refusal}");
     nothing_left_behind(&database).await?;
 
-    let name = &database.name;
-    session.run(&format!("alter subscription feed_{name} disable")).await?;
-    session.run(&format!("alter subscription feed_{name} set (slot_name = none)")).await?;
-    session.run(&format!("drop subscription feed_{name}")).await?;
-    let idle = format!("select count(*) from pg_replication_slots where slot_name = '{slot}' and active");
-    let deadline = Instant::now() + change::PATIENCE;
-    while source.number(&idle).await? > 0 {
-        ensure!(Instant::now() < deadline, "the slot stays in use");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    source.run(&format!("select pg_drop_replication_slot('{slot}')")).await?;
+    feed.end().await?;
     let change = Change::create(&database, "public.fed", "alter column id type bigint").await?;
     change.through().await?;
     ensure!(session.number("select count(*) from fed").await? == 30, "rows lost");

@@ -3,6 +3,7 @@
 
 use migrator_tests::program::{agent, postgresql, run};
 use migrator_tests::same_rows::fingerprint;
+use migrator_tests::subscription::Subscription;
 use migrator_tests::upgrades::{Worker, states};
 use migrator_tests::*;
 use std::process::Stdio;
@@ -94,17 +95,7 @@ async fn a_subscriber_that_compares_whole_rows(server: Server) -> Result<()> {
     source.run("alter table counted replica identity full; create publication pub for table counted").await?;
     copy.run("create table counted (id bigint primary key, x bigint not null, note int, applied_upgrades text[])")
         .await?;
-    let slot = format!("slot_{}", database.name);
-    source.run(&format!("select pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await?;
-    let connection = format!(
-        "host={} port={} user=postgres dbname={}",
-        database.cluster().socket_folder().display(),
-        database.cluster().port,
-        database.name
-    );
-    let name = format!("feed_{}", subscriber.name);
-    copy.run(&format!("create subscription {name} connection '{connection}' publication pub with (create_slot = false, slot_name = '{slot}')"))
-        .await?;
+    let feed = Subscription::begin(&database, &subscriber, "pub").await?;
     let mut worker = Worker::new(&database, "counted", "w").await?;
     worker.until(|step| step.rows > 0).await?;
     source.run("update counted set note = 1 where id % 3 = 0; delete from counted where id % 100 = 0; insert into counted values (5000, 10000)").await?;
@@ -117,13 +108,7 @@ async fn a_subscriber_that_compares_whole_rows(server: Server) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     ensure!(source.number(WRONG).await? == 0, "rows are wrong");
-    copy.run(&format!("alter subscription {name} disable")).await?;
-    copy.run(&format!("alter subscription {name} set (slot_name = none)")).await?;
-    copy.run(&format!("drop subscription {name}")).await?;
-    until(&source, &format!("not exists (select from pg_replication_slots where slot_name = '{slot}' and active)"))
-        .await?;
-    source.run(&format!("select pg_drop_replication_slot('{slot}')")).await?;
-    Ok(())
+    feed.end().await
 }
 
 /// What was committed stays, and the next call goes on.

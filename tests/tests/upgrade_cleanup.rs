@@ -72,11 +72,11 @@ async fn names_of_every_kind(server: Server) -> Result<()> {
     let session = database.connect().await?;
     // Arrays as nobody of ours would write them: NULL, a NULL among the names, one twice, two dimensions, other bounds.
     session
-        .run(&format!(
+        .run(
             "create table \"Order Items; --\" (id int primary key, n int, sum int, applied_upgrades text[]);
-             insert into \"Order Items; --\" select g, g, null, (case g % 6 when 0 then null when 1 then '{{}}' when 2 then '{{NULL,kept}}' when 3 then '{{kept,kept}}'
-               when 4 then '{{{{kept,other}},{{third,kept}}}}' else '[3:4]={{kept,x}}' end)::text[] from generate_series(1, 600) g"
-        ))
+             insert into \"Order Items; --\" select g, g, null, (case g % 6 when 0 then null when 1 then '{}' when 2 then '{NULL,kept}' when 3 then '{kept,kept}'
+               when 4 then '{{kept,other},{third,kept}}' else '[3:4]={kept,x}' end)::text[] from generate_series(1, 600) g",
+        )
         .await?;
     for (number, name) in names.iter().enumerate() {
         session.run(&format!("alter table \"Order Items; --\" add column o{number} int")).await?;

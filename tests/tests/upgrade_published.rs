@@ -2,6 +2,7 @@
 //! that a subscription writes to.
 
 use migrator_tests::program::{postgresql, run};
+use migrator_tests::subscription::Subscription;
 use migrator_tests::upgrades::{Worker, states};
 use migrator_tests::*;
 use std::time::{Duration, Instant};
@@ -71,18 +72,7 @@ async fn what_a_subscription_takes_away(server: Server) -> Result<()> {
     source
         .run("insert into article select g, 'Headline ' || g, 'Content of ' || g from generate_series(1, 50) g; create publication articles for table article")
         .await?;
-    let slot = format!("slot_{}", database.name);
-    source.run(&format!("select pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await?;
-    let connection = format!(
-        "host={} port={} user=postgres dbname={}",
-        database.cluster().socket_folder().display(),
-        database.cluster().port,
-        publisher.name
-    );
-    let feed = format!("feed_{}", database.name);
-    session
-        .run(&format!("create subscription {feed} connection '{connection}' publication articles with (create_slot = false, slot_name = '{slot}')"))
-        .await?;
+    let feed = Subscription::begin(&publisher, &database, "articles").await?;
     until(&session, "count(*) = 50 from article").await?;
     session
         .run("select migrator.register_upgrade('article', 'parts', '{\"size\": \"length(content)\", \"lead\": \"left(content, 7)\"}'); \
@@ -111,15 +101,9 @@ async fn what_a_subscription_takes_away(server: Server) -> Result<()> {
     let refusal = session
         .refusal("select migrator.register_upgrade('article', 'trimmed', '{\"headline\": \"btrim(headline)\"}', safe_in_place => true)")
         .await?;
-    ensure!(refusal.code == "0A000" && refusal.message.contains(&feed) && refusal.hint.is_some(), "{refusal}");
+    ensure!(refusal.code == "0A000" && refusal.message.contains(&feed.name) && refusal.hint.is_some(), "{refusal}");
 
-    session.run(&format!("alter subscription {feed} disable")).await?;
-    session.run(&format!("alter subscription {feed} set (slot_name = none)")).await?;
-    session.run(&format!("drop subscription {feed}")).await?;
-    until(&source, &format!("not exists (select from pg_replication_slots where slot_name = '{slot}' and active)"))
-        .await?;
-    source.run(&format!("select pg_drop_replication_slot('{slot}')")).await?;
-    Ok(())
+    feed.end().await
 }
 
 async fn until(session: &Session, condition: &str) -> Result<()> {
