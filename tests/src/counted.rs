@@ -27,7 +27,7 @@ pub async fn lay_out(session: &Session, rows: i64, batch: i64) -> Result<()> {
         ))
         .await?;
     session
-        .run(&format!("select migrator.register_upgrade('counted', 'twice', '{{\"x\": \"x * 2\"}}', safe_in_place => true, batch_size => {batch})"))
+        .run(&format!("select migrator.register_upgrade('counted', 'twice', '{{\"x\": \"x * 2\"}}', safe_in_place => true, batch_size => {batch}, cleanup_batch_size => {batch})"))
         .await?;
     Ok(())
 }

@@ -10,6 +10,7 @@ for_each_server!(
     names_that_came_since,
     a_column_that_is_gone,
     a_database_of_another_encoding,
+    where_nothing_can_be_written,
 );
 for_newest_server!(a_writer_of_one_partition);
 
@@ -147,5 +148,38 @@ async fn a_writer_of_one_partition(server: Server) -> Result<()> {
     ensure!(refusal.code == "55P03" && refusal.to_string().contains("a writer"), "{refusal}");
     writer.run("commit").await?;
     session.run("select migrator.register_upgrade('parted', 'w', '{\"w\": \"length(v)\"}')").await?;
+    Ok(())
+}
+
+/// It is read where nothing can be written, also for a row that an expression fails for; and what can be written through it.
+async fn where_nothing_can_be_written(server: Server) -> Result<()> {
+    let primary = server.cluster(&[]).await?;
+    let database = Database::create(&primary, true).await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table part (id int primary key, a text, b int);
+             insert into part values (1, '10'), (2, 'none'), (3, '30');
+             select migrator.register_upgrade('part', 'b', '{\"b\": \"a::int\"}')",
+        )
+        .await?;
+    let shown = "select string_agg(concat_ws(':', id, b, pending_upgrades), ' ' order by id) from part__current";
+    let expected = "1:10:{} 2:{b} 3:30:{}";
+    session.run("begin read only").await?;
+    let seen = session.value(shown).await?;
+    ensure!(seen == expected, "read only: {seen}");
+    session.run("commit").await?;
+    let standby = primary.standby().await?;
+    standby.follows(&primary).await?;
+    let there = standby.connect(&database.name).await?;
+    let seen = there.value(shown).await?;
+    ensure!(seen == expected, "on a standby: {seen}");
+
+    session.run("insert into part__current (id, a) values (4, '40'); delete from part__current where id = 3").await?;
+    session.run("update part__current set a = '11' where id = 1").await?;
+    let written = session.value("select string_agg(concat_ws(':', id, a, b), ' ' order by id) from part").await?;
+    ensure!(written == "1:11:11 2:none 4:40:40", "through the view: {written}");
+    let refusal = session.refusal("insert into part__current (id, a, b) values (5, '50', 50)").await?;
+    ensure!(refusal.code == "0A000", "{refusal}");
     Ok(())
 }
