@@ -261,8 +261,7 @@ fn unlike(table: &Upgraded, definition: &Definition, columns: &[Column]) -> Resu
         return Ok(Some(Failure::new(code::UNDEFINED_COLUMN, format!("column {} of table {name}, which an upgrade names, is not there", plain(gone.as_str())))
             .hint("Where it was renamed, give it its name back. Where it was dropped its values are gone, and one that is added under that name is empty: retire the upgrade (select migrator.retire_upgrade(…, incomplete => true);) and register it under another name.")));
     }
-    let is_array = |column: &&definition::Column| column.type_name == "text[]" && !column.generated;
-    if let Some(other) = columns.iter().filter(|column| column.name == marks).find(|column| !is_array(column)) {
+    if let Some(other) = columns.iter().find(|column| column.name == marks && !register::holds_names(column)) {
         let made = if other.generated { ", made by the server," } else { "" };
         return Ok(Some(Failure::new(code::UNDEFINED_COLUMN, format!("column {COLUMN} of table {name} is another one than it was: of type {}{made} and not text[]", other.type_name))
             .hint(format!("Give that column another name, and the one with the upgrades' names this one: alter table {} rename column … to {COLUMN};", table.relation.name))));
