@@ -39,6 +39,9 @@ async fn an_output_that_was_added_again(server: Server) -> Result<()> {
         let refusal = session.refusal("select migrator.resume_upgrades('page')").await?;
         ensure!(refusal.message == LOST && refusal.hint.is_some(), "{refusal}");
     }
+    // Nor is it forgotten by giving the table another shape.
+    let refusal = session.refusal("select migrator.create_shadow('page', 'alter column words type bigint')").await?;
+    ensure!(refusal.message == LOST && refusal.hint.is_some(), "{refusal}");
     session.run("update migrator.upgraded set blocked = null, blocked_hint = null").await?;
     let step = worker.run().await?;
     ensure!(step.state == "blocked" && step.reason.contains(LOST), "{step:?}");

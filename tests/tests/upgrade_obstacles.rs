@@ -7,6 +7,7 @@ for_each_server!(
     a_row_that_cannot_lose_a_retired_name,
     a_row_that_cannot_lose_the_last_name,
     a_row_whose_function_has_no_record,
+    a_table_that_cannot_be_published,
     another_column_in_the_place_of_the_names,
     a_table_named_like_a_keyword,
     retired_though_incomplete,
@@ -202,5 +203,39 @@ async fn retired_though_incomplete(server: Server) -> Result<()> {
     refused(&session, "select migrator.ensure_upgraded('t', 'code')", "55000").await?;
     session.run("call migrator.run_upgrades('t')").await?;
     refused(&session, "select migrator.ensure_upgraded('t', 'code')", "55000").await?;
+    Ok(())
+}
+
+/// The same code, of the table: no row is set aside for it, no lease is lost, and all goes on when it is mended.
+async fn a_table_that_cannot_be_published(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table t (id int primary key, n text, a int, b text); insert into t select g, 'x' from generate_series(1, 300) g;
+             select migrator.register_upgrade('t', 'a', set => '{\"a\": \"length(n)\"}');
+             select migrator.register_upgrade('t', 'code', inputs => '{n}', outputs => '{b}');
+             update t set a = 1, applied_upgrades = '{a}' where id <= 3",
+        )
+        .await?;
+    let mut worker = Worker::new(&database, "t", "w").await?;
+    worker.until(|step| step.state == "upgrading").await?;
+    let lent = session
+        .value("select jsonb_agg(jsonb_build_object('key', key, 'token', token, 'values', '{\"b\": \"c\"}'::jsonb)) from migrator.select_batch('t', 'code', 3)")
+        .await?;
+    session.run("alter table t replica identity nothing; create publication p for table t").await?;
+    let back = format!("select * from migrator.mark_applied('t', 'code', {})", session::literal(&lent));
+    for call in ["select * from migrator.step('t', 'w')", back.as_str()] {
+        let refusal = session.refusal(call).await?;
+        ensure!(refusal.code == "55000" && refusal.message.contains("replica identity"), "{call}: {refusal}");
+    }
+    let aside = session.number("select count(*) from migrator.upgrade_failures").await?;
+    ensure!(aside == 0, "{aside} rows are set aside for what is the table's");
+    session.run("alter table t replica identity default").await?;
+    let applied = session.number(&format!("select count(*) filter (where applied) from ({back}) x")).await?;
+    ensure!(applied == 3, "{applied} of 3 rows came back");
+    worker.run().await?;
+    let left = session.number("select count(*) from t where a is distinct from length(n)").await?;
+    ensure!(left == 0, "{left} rows are not upgraded");
     Ok(())
 }

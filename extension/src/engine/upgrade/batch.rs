@@ -242,8 +242,8 @@ impl<'a> Batch<'a> {
                     return Ok(());
                 }
                 Err(failure) => {
-                    self.of_a_row(failure.clone())?;
                     let at = Some(guard::at()).filter(|at| *at != 0);
+                    self.of_a_row(failure.clone())?;
                     self.set_aside(&keys[0], at, &failure)?;
                     done.failed += 1;
                     return Ok(());
@@ -303,10 +303,19 @@ impl<'a> Batch<'a> {
         if in_other_hands(&failure) {
             return Ok(());
         }
-        if others {
+        if others || self.fails_without_rows(&failure) {
             return Err(failure);
         }
         Ok(())
+    }
+
+    /// Whether a failure with a code that functions and triggers raise for a row, and the server for a table (55000: it is published, and has
+    /// no replica identity), comes for no row at all.
+    fn fails_without_rows(&self, failure: &Failure) -> bool {
+        failure.code == code::NOT_IN_STATE
+            && self
+                .attempt(usize::MAX, &self.keyset.table().write_keys(), Some(&[]))
+                .is_err_and(|without| without.code == failure.code)
     }
 
     /// Where the guard did not come to an upgrade, what the row was written for: under a name that it has it would be forgotten again.

@@ -1,15 +1,15 @@
 //! Whether the live upgrades of a table fit the new shape that a change gives it: what registration asked of the old one, the
 //! shadow has to answer too, and what a row's names say of it has to be as true of the row that is made of it.
 
-use super::register;
 use super::table::{Registered, Upgraded};
+use super::{numbers, register};
 use crate::catalog::definition::{self, Column};
 use crate::catalog::expression::{self, Place, Type};
 use crate::catalog::relation::Relation;
 use crate::engine::change::Change;
 use crate::engine::shape::keys;
 use migrator_core::failure::{Failure, code};
-use migrator_core::ident::{Ident, literal, plain};
+use migrator_core::ident::{Ident, plain};
 use migrator_core::plan::NewColumn;
 use migrator_core::state::State;
 use migrator_core::upgrade::COLUMN;
@@ -63,6 +63,10 @@ impl Fits<'_> {
         let registered = table.registered()?;
         if registered.is_empty() {
             return Ok(());
+        }
+        // The new shape has columns of its own, of which nobody could tell that any more.
+        if let Some((_, lost)) = numbers::added_again(&table)?.pop() {
+            return Err(lost.detail("Nothing was changed."));
         }
         let marks = Ident::from(COLUMN);
         for name in table.key.iter().chain([&marks]) {
@@ -169,7 +173,7 @@ impl Fits<'_> {
         .detail(format!("{why} Nothing was changed."))
         .hint(format!(
             "Leave the column out of transform and USING; or retire the upgrades first: select name, state, next_step from migrator.upgrades where relation = {};",
-            literal(&self.live.name.plain())
+            self.live.as_shown()
         )))
     }
 

@@ -19,6 +19,7 @@ mod look;
 pub mod looked;
 mod numbers;
 mod published;
+mod reading;
 pub mod register;
 mod repeat;
 pub mod retire;

@@ -13,7 +13,8 @@ use serde::Deserialize;
 const LONGEST_WAIT: i64 = 60_000;
 
 /// Passes all rows once more because so many lacked something in the last look at them. The first time at once; then it waits, from the
-/// end of that look, for as long as the look took, for twice as long, and so on up to 20 times, until a look finds none. Who is `hurried`
+/// end of that look, for as long as the look took, for twice as long, and so on up to 20 times, until a look finds none; an hour at most, for a look
+/// that was held lasts as long as the hold. Who is `hurried`
 /// waits for the end of it and for nothing else.
 pub fn upgrade(table: &Upgraded, lacking: i64, hurried: bool) -> Result<Step, Failure> {
     let Rest { ms, until } = rest(table)?;
@@ -46,7 +47,7 @@ fn rest(table: &Upgraded) -> Result<Rest, Failure> {
         "select coalesce(greatest(0, pg_catalog.ceil(extract(epoch from w.until - pg_catalog.clock_timestamp()) * 1000)), 0)::bigint as ms, \
            coalesce(pg_catalog.to_char(pg_catalog.timezone('UTC', w.until), 'YYYY-MM-DD HH24:MI:SS \"UTC\"'), '') as until \
          from (select case when u.repeated > 0 and pg_catalog.isfinite(u.verified_at) \
-             then u.verified_at + u.verify_took * least(20, 2 ^ least(10, u.repeated - 1))::float8 end as until \
+             then u.verified_at + least(interval '1 hour', u.verify_took * least(20, 2 ^ least(10, u.repeated - 1))::float8) end as until \
            from migrator.upgraded u where u.relation = $1) w",
         &[pg_sys::Oid::from(table.relation.oid).into()],
     )

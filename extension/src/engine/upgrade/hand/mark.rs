@@ -301,7 +301,10 @@ fn halve(
             // As in a batch: a row's is what is neither the moment's nor the program's. A value that the server has no room for
             // (54000) and the SQLSTATE of a user's own trigger are met by that row only.
             let others = sqlstate::belongs_to_moment(&failure.code) || sqlstate::belongs_to_program(&failure.code);
-            if others && failure.code != code::LOCK_NOT_AVAILABLE {
+            // 55000 is raised for a row, and by the server for a table: then it comes for no row, too.
+            let of_the_table = failure.code == code::NOT_IN_STATE
+                && attempt(|| write(desk, work, &[], patience)).is_err_and(|without| without.code == failure.code);
+            if of_the_table || others && failure.code != code::LOCK_NOT_AVAILABLE {
                 return Err(failure);
             }
             if places.len() > 1 {
