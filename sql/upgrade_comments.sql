@@ -297,7 +297,7 @@ comment on column migrator.upgrade.kind is '`expression`, `function` or `applica
 comment on column migrator.upgrade.set is 'The expressions as they were registered.';
 comment on column migrator.upgrade.function is 'The function as it was registered.';
 comment on column migrator.upgrade.definition is 'What the guard has to know of it, and the settings of its registration.';
-comment on column migrator.upgrade.numbers is 'Numbers of the columns that it writes, in their order: one that was dropped and added again has another. Null: not known.';
+comment on column migrator.upgrade.numbers is 'Numbers of the columns that it writes, in their order, and of applied_upgrades: one that was dropped and added again has another. Null: not known.';
 comment on column migrator.upgrade.state is '`running`, `complete`, `retiring` or `retired`.';
 comment on column migrator.upgrade.strategy is '`rows` or `rewrite`.';
 comment on column migrator.upgrade.change is 'Id of the table change that does it.';
@@ -373,6 +373,6 @@ comment on sequence migrator.upgrade_event_id_seq is 'Internal: order of the eve
 comment on sequence migrator.upgrade_unnoted_id_seq is 'Internal: numbers of notes.';
 
 comment on function migrator._counts(boolean) is 'Internal: counts a row that the batch in hand looks at, and returns what it is given, or false where the batch has no time for more rows.';
-comment on function migrator._ends(bigint) is 'Internal: whether a batch of so many rows ends with the row that is asked about.';
+comment on function migrator._ends(bigint, tid) is 'Internal: whether a batch of so many rows ends with the row at this place.';
 comment on function migrator._run_upgrades() is 'Internal: how migrator.run_upgrades begins; refuses where it cannot commit.';
 comment on function migrator._in_time() is 'Internal: whether the batch in hand may write one more row.';

@@ -90,11 +90,13 @@ fn order(key: &[Key], way: &str) -> String {
 
 impl Table<'_> {
     /// The key with which a batch of so many rows ends, or earlier, where `migrator._ends()` says so of a row that it is asked
-    /// about in the order of the key: `key`; no row where fewer are left. OFFSET keeps the condition from being asked below the order.
+    /// about in the order of the key: `key`; no row where fewer are left. OFFSET keeps the condition from being asked below the order. It
+    /// is asked by the row's place too, which no index has: what is not in memory is read here, where the look ends with its
+    /// time, and not by the statement that has to look at each row up to the key.
     #[must_use]
     pub fn boundary(&self, range: &Range, rows: i64) -> String {
         format!(
-            "select {} as key from (select {} from {} l where {} order by {} offset 0) l where migrator._ends({rows}) limit 1",
+            "select {} as key from (select {}, l.ctid from {} l where {} order by {} offset 0) l where migrator._ends({rows}, l.ctid) limit 1",
             texts(self.key),
             self.named(),
             self.name,

@@ -194,9 +194,9 @@ fn _in_time() -> bool {
     bound::is_in_time()
 }
 
-/// Whether a batch of so many rows ends with the row that is asked about.
+/// Whether a batch of so many rows ends with the row at this place, which is asked for so that the row is read.
 #[pg_extern(volatile, parallel_unsafe, requires = ["upgrades"])]
-fn _ends(rows: i64) -> bool {
+fn _ends(rows: i64, _place: pgrx::pg_sys::ItemPointerData) -> bool {
     looked::ends(rows)
 }
 

@@ -1,11 +1,12 @@
 //! One bounded step of a table's upgrades: a batch, or whatever has to happen between batches.
 
 use super::batch::{self as written, Batch};
+use super::bound::{self, Within};
 use super::keyset::Keyset;
 use super::retire::Clean;
 use super::sweep::{self, Chunk, Kind, Progress};
 use super::table::{self, Upgraded};
-use super::{bound, complete, install, look, looked, numbers, repeat, retire, rewrite};
+use super::{complete, install, look, looked, numbers, repeat, retire, rewrite};
 use crate::catalog::attempt::attempt;
 use crate::catalog::cost::Meter;
 use crate::catalog::{lock, spi};
@@ -304,7 +305,7 @@ fn work(table: &Upgraded, kind: Kind, worker: &str, factor: i32, begun: Instant)
             let batch = Batch::within(begun, target(table), table, &definition, &keyset);
             upgrade(table, &definition, &keyset, &chunk, factor, &batch)
         }
-        Kind::Verify => verify(table, &definition, &keyset, &chunk, factor),
+        Kind::Verify => verify(table, &definition, &keyset, &chunk, factor, begun),
     }?;
     crash::point("step.done");
     Ok(step)
@@ -462,6 +463,7 @@ fn verify(
     keyset: &Keyset<'_>,
     chunk: &Chunk,
     factor: i32,
+    begun: Instant,
 ) -> Result<Step, Failure> {
     #[derive(Deserialize)]
     struct Counted {
@@ -469,16 +471,19 @@ fn verify(
         pending: i64,
         counts: Vec<i64>,
     }
-    let begun = Instant::now();
     let looks = Aim { most: batch::COMPARE_ROWS.most, ..aim(table) };
     let rows = batch::divided(chunk.pace.size, factor);
+    // What has to come from the disk does so in the look for the end, which stops when its part of the time is over.
+    let within = Within::begin(begun, target(table));
     let end = boundary(keyset, &chunk.range(), rows)?;
+    drop(within);
     let after = end.or_else(|| chunk.key_until.clone());
     let range = Range { after: chunk.key_after.clone(), until: after.clone() };
     let counted: Vec<Counted> = keyset.query(&keyset.table().count(definition, &range), &[])?;
     let Some(counted) = counted.into_iter().next() else {
         return Err(Failure::new(code::INTERNAL, "a count has no row"));
     };
+    let looked = i32::try_from(counted.scanned).unwrap_or(rows).min(rows);
     sweep::progress(
         table,
         chunk,
@@ -489,7 +494,7 @@ fn verify(
             pending: counted.pending,
             counts: Some(counted.counts),
             skipped: &[],
-            pace: Pace::of(looks.next(chunk.pace.size, rows, begun.elapsed())),
+            pace: Pace::of(looks.next(chunk.pace.size, looked, begun.elapsed())),
             done: after == chunk.key_until,
         },
     )?;
