@@ -4,6 +4,7 @@
 //! `--only PART`: one of whole, copy, capture, lock, upgrades. `--json` prints the results as JSON; they are also in
 //! target/bench.json. `--check` ends with an error when a limit is broken.
 
+mod beside;
 mod upgrades;
 
 use migrator_tests::lock_watch::LockWatch;

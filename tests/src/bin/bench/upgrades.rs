@@ -1,6 +1,7 @@
 //! Upgrades of rows: against one big UPDATE, against a keyset loop in PL/pgSQL, and against rows one by one behind an
 //! anti-predicate with LIMIT, as a library in the application would do it.
 
+use super::beside::Beside;
 use super::{Line, Wishes, median, timed};
 use migrator_tests::program::postgresql;
 use migrator_tests::*;
@@ -43,12 +44,36 @@ struct Swept {
     verified: f64,
     /// Seconds and rows of each batch.
     batches: Vec<(f64, f64)>,
-    /// The longest call, in seconds, and what it did.
-    longest: (f64, String),
+    /// When each call began, how long it took, and what it did.
+    calls: Vec<(Instant, Duration, String)>,
+    /// The longest of them.
+    longest: Longest,
+}
+
+/// The longest transaction, in seconds.
+#[derive(Default, Clone)]
+struct Longest {
+    /// But for what somebody who wrote one row beside it waited within its time.
+    alone: f64,
+    /// What it did.
+    what: String,
+    /// The longest with that.
+    whole: f64,
+    /// The longest of those other writes.
+    beside: f64,
+}
+
+impl Longest {
+    fn or(self, other: Longest) -> Longest {
+        let (whole, beside) = (self.whole.max(other.whole), self.beside.max(other.beside));
+        let longer = if other.alone > self.alone { other } else { self };
+        Longest { whole, beside, ..longer }
+    }
 }
 
 /// Drives steps from some connections as the agent does; VACUUM, where it is asked for, on one of its own.
 async fn sweep(database: &Database, workers: usize) -> Result<Swept> {
+    let beside = Beside::begin(database).await?;
     let begun = Instant::now();
     let vacuums = std::sync::Arc::new(tokio::sync::Mutex::new(()));
     let mut tasks = Vec::new();
@@ -60,12 +85,10 @@ async fn sweep(database: &Database, workers: usize) -> Result<Swept> {
             let mut cleaning = Vec::new();
             loop {
                 let sql = format!("select state, rows, done, wait_ms, coalesce(statement, '') from migrator.step('article', 'w{number}')");
+                let called = Instant::now();
                 let (seconds, row) = timed(session.row(&sql)).await?;
                 let rows: f64 = row[1].parse()?;
-                let (longest, _) = &swept.longest;
-                if seconds > *longest {
-                    swept.longest = (seconds, row[0].clone());
-                }
+                swept.calls.push((called, Duration::from_secs_f64(seconds), row[0].clone()));
                 if row[0] == "upgrading" && rows > 0.0 {
                     swept.batches.push((seconds, rows));
                     swept.seconds = begun.elapsed().as_secs_f64();
@@ -93,15 +116,18 @@ async fn sweep(database: &Database, workers: usize) -> Result<Swept> {
     for task in tasks {
         let one = task.await??;
         all.seconds = all.seconds.max(one.seconds);
-        all.longest = longer(all.longest, one.longest);
+        all.calls.extend(one.calls);
         all.batches.extend(one.batches);
     }
     all.verified = begun.elapsed().as_secs_f64() - all.seconds;
+    let writes = beside.end().await?;
+    all.longest.beside = writes.longest();
+    for (begun, took, what) in all.calls.drain(..) {
+        let whole = took.as_secs_f64();
+        let alone = whole - writes.waited(begun, took);
+        all.longest = all.longest.or(Longest { alone, whole, what, beside: 0.0 });
+    }
     Ok(all)
-}
-
-fn longer(one: (f64, String), other: (f64, String)) -> (f64, String) {
-    if other.0 > one.0 { other } else { one }
 }
 
 async fn wal(session: &Session) -> Result<f64> {
@@ -127,7 +153,8 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
         (vec![], vec![], vec![], vec![], vec![], vec![]);
     let (mut single_wal, mut one_wal, mut growth, mut plain_growth, mut wider) =
         (vec![], vec![], vec![], vec![], vec![]);
-    let (mut early, mut late, mut longest, mut longest_looped) = (vec![], vec![], (0.0, String::new()), 0_f64);
+    let (mut early, mut late, mut longest) = (vec![], vec![], Longest::default());
+    let (mut longest_looped, mut beside_looped) = (0_f64, 0_f64);
     for round in 1..=wishes.rounds {
         fresh(session, rows).await?;
         let (begun, size) = (wal(session).await?, heap(session).await?);
@@ -146,7 +173,7 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
         growth.push((after, packed(session).await?));
         one.push(swept.seconds);
         verified.push(swept.verified);
-        longest = longer(longest, swept.longest);
+        longest = longest.or(swept.longest);
         let costs: Vec<f64> = swept.batches.iter().map(|(seconds, rows)| seconds / rows * 1e6).collect();
         // The first batches look for their size.
         let (tenth, quarter) = (costs.len() / 10, (costs.len() / 4).max(1));
@@ -165,7 +192,7 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
         register(session, "blocks", "content2", EXPRESSION).await?;
         let swept = sweep(database, 2).await?;
         two.push(swept.seconds);
-        longest = longer(longest, swept.longest);
+        longest = longest.or(swept.longest);
         check(session).await?;
 
         fresh(session, rows).await?;
@@ -174,11 +201,13 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
         register(session, "slug", "slug", "lower(replace(headline, ' ', '-'))").await?;
         let swept = sweep(database, 1).await?;
         three.push(swept.seconds);
-        longest = longer(longest, swept.longest);
+        longest = longest.or(swept.longest);
         check(session).await?;
 
         fresh(session, rows).await?;
+        let beside = Beside::begin(database).await?;
         let (seconds, longest_batch) = timed(keyset_loop(session)).await?;
+        beside_looped = beside_looped.max(beside.end().await?.longest());
         looped.push(seconds);
         longest_looped = longest_looped.max(longest_batch);
         eprintln!(
@@ -227,16 +256,25 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
         },
         seconds("three upgrades at once / one", &three, &one, 1.3, String::new()),
         Line {
-            name: "longest transaction of an upgrade",
-            ours: longest.0 * 1000.0,
+            name: "longest transaction, the disk's standstills apart",
+            ours: longest.alone * 1000.0,
             theirs: None,
             unit: "ms",
             limit: 250.0,
             note: format!(
-                "of all rounds: one worker, two, and three upgrades; while {}. The loop's longest: {:.0} ms",
-                longest.1,
+                "of all rounds: one worker, two, and three upgrades; while {}. With them {:.0} ms, and the loop's longest {:.0} ms",
+                longest.what,
+                longest.whole * 1000.0,
                 longest_looped * 1000.0
             ),
+        },
+        Line {
+            name: "longest write of one row beside, upgrades / loop",
+            ours: longest.beside * 1000.0,
+            theirs: Some(beside_looped * 1000.0),
+            unit: "ms",
+            limit: f64::INFINITY,
+            note: "in another table, every 10 ms".into(),
         },
         Line {
             name: "last batch / first batch, a row",
