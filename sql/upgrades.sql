@@ -46,7 +46,7 @@ create table migrator.upgrade (
     set          jsonb,                             -- as it was registered
     function     text,                              -- likewise
     definition   jsonb not null,                    -- core's Upgrade
-    numbers      smallint[],                        -- of its outputs, pg_attribute.attnum, in their order; null: not known
+    numbers      smallint[],                        -- of its outputs, pg_attribute.attnum, in their order, and of applied_upgrades; null: not known
     state        text not null default 'running' check (state in ('running', 'complete', 'retiring', 'retired')),
     strategy     text not null default 'rows' check (strategy in ('rows', 'rewrite')),
     change       bigint,                            -- the table change that does it, where the strategy is rewrite

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 for_each_server!(
     slow_rows,
+    the_time_that_was_asked_for,
     rows_that_are_slow_to_come,
     slow_rows_under_a_short_timeout,
     heavy_rows,
@@ -61,6 +62,19 @@ async fn slow_rows(server: Server) -> Result<()> {
     let steps = steps(&mut worker).await?;
     // 200 ms, 40 ms a row, and the row that was begun before they were over.
     ensure!(most(&steps) <= 6, "{steps:?}");
+    all_upgraded(&session).await
+}
+
+/// `target` is what a batch of the table goes by.
+async fn the_time_that_was_asked_for(server: Server) -> Result<()> {
+    let (session, mut worker) = sleepy(&server, 60, 10, ", target => '100 ms'").await?;
+    let short = steps(&mut worker).await?;
+    ensure!(most(&short) <= 9, "{short:?}");
+    all_upgraded(&session).await?;
+    // All of them fit.
+    let (session, mut worker) = sleepy(&server, 60, 10, ", target => '1 minute'").await?;
+    let long = steps(&mut worker).await?;
+    ensure!(most(&long) == 60, "{long:?}");
     all_upgraded(&session).await
 }
 

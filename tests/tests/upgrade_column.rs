@@ -1,10 +1,12 @@
 //! A change of the table begins while somebody is about to add or drop the column of names, and neither has seen the other: he sees
-//! it as soon as he has the table, or what is written down of it.
+//! it as soon as he has the table, or what is written down of it. And upgrades that come between a swap and its rollback.
 
+use migrator_tests::program::{postgresql, run};
+use migrator_tests::upgrades::Worker;
 use migrator_tests::*;
 use std::time::Instant;
 
-for_each_server!(not_added, not_dropped, not_made_anew, registered_and_begun_at_once);
+for_each_server!(not_added, not_dropped, not_made_anew, registered_and_begun_at_once, registered_before_a_rollback);
 
 const TABLE: &str = "create table article (id int primary key, headline text not null, shouted text);
     insert into article (id, headline) select g, 'headline ' || g from generate_series(1, 10) g";
@@ -120,4 +122,37 @@ async fn registered_and_begun_at_once(server: Server) -> Result<()> {
         ensure!(refusal.code == "55000" && refusal.message.contains(said), "{refusal}");
     }
     Ok(())
+}
+
+/// Its view shows what the table before does not have: who registers it hears so, and the way that he is told leads back.
+async fn registered_before_a_rollback(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table t (id int primary key, a int, d int, applied_upgrades text[] not null default '{}');
+             insert into t select g, g from generate_series(1, 100) g",
+        )
+        .await?;
+    let change = Change::create(&database, "public.t", "add column more int default 7").await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    let register = "select migrator.register_upgrade('t', 'd', '{\"d\": \"a + 1\"}')";
+    let told = run(postgresql(&database, "psql").args(["-X", "-v", "ON_ERROR_STOP=1", "-c", register])).await?;
+    let warning = format!("WARNING:  view public.t__current is in the way of a rollback of change {}", change.id);
+    ensure!(told.code == 0 && told.stderr.contains(&warning) && told.stderr.contains("column more"), "{}", told.stderr);
+    let back = format!("select migrator.rollback(change => {})", change.id);
+    let refusal = session.refusal(&back).await?;
+    ensure!(refusal.message.contains("view public.t__current uses column more"), "{refusal}");
+    let Some((_, calls)) = told.stderr.split_once("go back: ") else { bail!("no way back in {}", told.stderr) };
+    let mut calls = calls.split(';').map(str::trim);
+    session.run(calls.next().unwrap_or_default()).await?;
+    ensure!(calls.next() == Some(back.as_str()), "{}", told.stderr);
+    session.run("insert into t (id, a) values (101, 101)").await?;
+    change.rollback().await?;
+    session.run("select migrator.resume_upgrades('t')").await?;
+    Worker::new(&database, "t", "w").await?.complete(&session).await?;
+    let wrong = session.number("select count(*) from t__current where d is distinct from a + 1").await?;
+    ensure!(wrong == 0 && session.number("select count(*) from t__current").await? == 101, "{wrong} rows are wrong");
+    change.cancel().await
 }

@@ -3,7 +3,11 @@
 use migrator_tests::upgrades::{Worker, states};
 use migrator_tests::*;
 
-for_each_server!(an_output_that_was_added_again, a_column_that_changed_its_name_for_a_while);
+for_each_server!(
+    an_output_that_was_added_again,
+    names_that_were_added_again,
+    a_column_that_changed_its_name_for_a_while
+);
 
 async fn sized(server: &Server) -> Result<(Session, Worker)> {
     let database = server.database().await?;
@@ -60,6 +64,49 @@ async fn an_output_that_was_added_again(server: Server) -> Result<()> {
     worker.complete(&session).await?;
     let wrong = "select count(*) from page where size is distinct from length(body) or applied_upgrades <> '{twice,size again}'";
     ensure!(session.number(wrong).await? == 0, "rows are wrong");
+    Ok(())
+}
+
+/// No row has a name any more, and yet each has its upgrades: what is made in place is not made twice, and what an application wrote
+/// stays.
+async fn names_that_were_added_again(server: Server) -> Result<()> {
+    let (session, mut worker) = sized(&server).await?;
+    session
+        .run(
+            "alter table page add column cents int; update page set cents = id; \
+              select migrator.register_upgrade('page', 'cents', '{\"cents\": \"cents * 100\"}', safe_in_place => true)",
+        )
+        .await?;
+    worker.complete(&session).await?;
+    session.run("update page set twice = 7 where id = 1").await?;
+    session
+        .run("alter table page drop column applied_upgrades cascade; alter table page add column applied_upgrades text[] not null default '{}'")
+        .await?;
+    let step = worker.run().await?;
+    let said = "column applied_upgrades of table public.page was dropped and added again: nobody can tell which rows have upgrade";
+    ensure!(step.state == "blocked" && step.reason.contains(said), "{step:?}");
+    for call in [
+        "select migrator.resume_upgrades('page')",
+        "select migrator.create_shadow('page', 'alter column words type bigint')",
+    ] {
+        let refusal = session.refusal(call).await?;
+        ensure!(refusal.code == "55000" && refusal.message.starts_with(said), "{call}: {refusal}");
+    }
+    // One after the other, as the hints say.
+    let mut hint = session.value("select blocked_hint from migrator.upgraded").await?;
+    for left in [2, 1, 0] {
+        let Some((_, call)) = hint.split_once(": select ") else { bail!("no call in {hint:?}") };
+        session.run(&format!("select {}", call.split(';').next().unwrap_or_default())).await?;
+        if left > 0 {
+            let refusal = session.refusal("select migrator.resume_upgrades('page')").await?;
+            hint = refusal.hint.clone().unwrap_or_default();
+        }
+    }
+    session.run("select migrator.resume_upgrades('page')").await?;
+    let end = worker.run().await?;
+    ensure!(end.state == "complete" && states(&session, "page").await?.is_empty(), "{end:?}");
+    let wrong = "select count(*) from page where cents <> id * 100 or twice <> case id when 1 then 7 else id * 2 end or size <> length(body)";
+    ensure!(session.number(wrong).await? == 0, "rows were upgraded twice");
     Ok(())
 }
 

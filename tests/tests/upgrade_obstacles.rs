@@ -139,8 +139,9 @@ async fn another_column_in_the_place_of_the_names(server: Server) -> Result<()> 
             .run(&format!(
                 "create table t (id int primary key, n text, a int); insert into t select g, 'x' from generate_series(1, 100) g;
                  select migrator.register_upgrade('t', 'a', set => '{{\"a\": \"length(n)\"}}');
+                 update t set n = 'has the name' where id = 50;
                  alter table t rename column applied_upgrades to names; alter table t add column applied_upgrades {other};
-                 insert into t (id, n) values (1000, 'written'); update t set n = 'yy' where id <= 10"
+                 insert into t (id, n) values (1000, 'written'); update t set n = 'yy' where id <= 10 or id = 50"
             ))
             .await?;
         refused(&session, "select migrator.current(t) from t", "42703").await?;
@@ -151,11 +152,17 @@ async fn another_column_in_the_place_of_the_names(server: Server) -> Result<()> 
             step.state == "blocked" && step.reason.contains("column applied_upgrades of table public.t is another one"),
             "{other}: {step:?}"
         );
-        refused(&session, "select migrator.resume_upgrades('t')", "42703").await?;
+        let refusal = session.refusal("select migrator.resume_upgrades('t')").await?;
+        let hint = refusal.hint.clone().unwrap_or_default();
+        ensure!(refusal.code == "42703" && hint.ends_with("take the name off those."), "{refusal}");
         session
             .run("alter table t drop column applied_upgrades; alter table t rename column names to applied_upgrades")
             .await?;
         session.run("select migrator.resume_upgrades('t')").await?;
+        // As the hint says.
+        let named = "select string_agg(id::text, ' ') from t where 'a' = any (applied_upgrades) and a is distinct from length(n)";
+        ensure!(session.value(named).await? == "50", "{other}");
+        session.run("update t set applied_upgrades = array_remove(applied_upgrades, 'a') where id = 50").await?;
         worker.complete(&session).await?;
         let wrong = session
             .number("select count(*) from t where a is distinct from length(n) or applied_upgrades <> '{a}'")

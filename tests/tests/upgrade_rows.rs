@@ -21,7 +21,10 @@ for_each_server!(
 async fn keys_of_every_kind(server: Server) -> Result<()> {
     let database = server.database().await?;
     let session = database.connect().await?;
-    let kinds = [
+    session
+        .run("create type mood as enum ('sad', 'so so', 'happy'); alter type mood add value 'worse' before 'sad'")
+        .await?;
+    let mut kinds = vec![
         (
             "a bigint primary key",
             "values (-9223372036854775808), (-5), (0), (1), (1000000000), (3000000000), (9223372036854775807)",
@@ -44,7 +47,23 @@ async fn keys_of_every_kind(server: Server) -> Result<()> {
             "select date '2020-01-01' + g % 50, sha256(g::text::bytea) from generate_series(1, 3000) g",
         ),
         ("a bool, b char(7), primary key (b, a)", "select g % 2 = 0, 'x' || g from generate_series(1, 3000) g"),
+        (
+            "a mood, b int, primary key (a, b)",
+            "select m, g from unnest(enum_range(null::mood)) m, generate_series(1, 600) g",
+        ),
     ];
+    // Equal in their own way, and in another order than their bytes; where the build knows them.
+    const CASES: &str =
+        "select case g % 3 when 0 then 'Über' when 1 then 'ZOË ' else 'a_b' end || g from generate_series(1, 3000) g";
+    if session.number("select count(*) from pg_available_extensions where name = 'citext'").await? == 1 {
+        session.run("create extension citext").await?;
+        kinds.push(("a citext primary key", CASES));
+    }
+    let soft = "create collation soft (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
+    if session.run(soft).await.is_ok() {
+        kinds.push(("a text collate \"de-x-icu\" primary key", CASES));
+        kinds.push(("a text collate soft primary key", CASES));
+    }
     for (number, (columns, rows)) in kinds.iter().enumerate() {
         let table = format!("\"Order Items; -- {number}\"");
         session.run(&format!("create table {table} ({columns})")).await?;

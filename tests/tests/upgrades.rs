@@ -1,9 +1,11 @@
 //! Upgrades of rows under live writers: every row once, none forgotten, nobody waits.
 
+use migrator_tests::program::postgresql;
 use migrator_tests::upgrades::{Step, Worker, states};
 use migrator_tests::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
@@ -19,6 +21,7 @@ for_each_server!(
     registered_while_the_last_rows_are_looked_at,
     a_guard_that_was_switched_off,
     a_guard_that_changes_while_it_is_looked_at,
+    by_watch,
 );
 
 const ARTICLE: &str = "create table article (id bigint generated always as identity primary key, headline text not null, content text, \
@@ -392,4 +395,25 @@ async fn a_guard_that_was_switched_off(server: Server) -> Result<()> {
         every_size_fits(&session, doing).await?;
     }
     Ok(())
+}
+
+/// As the documentation has it: psql's own loop, which somebody ends when it is done.
+async fn by_watch(server: Server) -> Result<()> {
+    let (database, session, _) = unsized_articles(&server, 3000, ", batch_size => 400").await?;
+    let script = tempfile::NamedTempFile::new()?;
+    std::fs::write(script.path(), "select * from migrator.step('public.article') \\watch 0.1\n")?;
+    let mut psql = postgresql(&database, "psql")
+        .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f"])
+        .arg(script.path())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    let deadline = Instant::now() + change::PATIENCE;
+    while states(&session, "article").await? != "size=complete" {
+        ensure!(psql.try_wait()?.is_none(), "psql ended by itself");
+        ensure!(Instant::now() < deadline, "not complete: {}", states(&session, "article").await?);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    psql.kill().await?;
+    every_size_fits(&session, "by psql").await
 }

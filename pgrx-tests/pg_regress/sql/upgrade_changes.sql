@@ -167,6 +167,27 @@ insert into stood_on (id, content, n, k) values (2, 'two', 3, 300);
 table stood_on order by id;
 select migrator.finish('stood_on');
 
+-- Once it is swapped: for as long as it can be taken back, what had other values before is no input.
+create table taken_back (id int primary key, content text, n int, d int, applied_upgrades text[] not null default '{}');
+insert into taken_back values (1, ' one ', 1);
+select migrator.create_shadow('taken_back', 'rename column n to k', transform => '{"content": "btrim(content)"}') is not null as made;
+call migrator.prepare('taken_back');
+select relation, swapped from migrator.swap('taken_back');
+\x on
+select * from refused($$select migrator.register_upgrade('taken_back', 'long', '{"d": "length(content)"}')$$);
+select * from refused($$select migrator.register_upgrade('taken_back', 'content', '{"content": "content || ''!''"}', safe_in_place => true)$$);
+set client_min_messages = error;
+select migrator.register_upgrade('taken_back', 'k', '{"d": "k + 1"}') is not null as registered;
+set client_min_messages = warning;
+call migrator.run_upgrades('taken_back');
+select relation, rolled_back from migrator.rollback('taken_back');
+drop view taken_back__current;
+select relation, rolled_back from migrator.rollback('taken_back');
+select state, reason from migrator.step('taken_back');
+\x off
+table taken_back;
+select migrator.cancel('taken_back');
+
 -- A table that somebody made has to fit like one that is registered.
 \x on
 create table adopting (id int not null primary key, n int, d int);

@@ -6,6 +6,7 @@ mod limits;
 mod pace;
 mod part;
 mod sessions;
+mod shared;
 mod standby;
 mod upgrades;
 mod wal;
@@ -17,6 +18,7 @@ use migrator_tests::*;
 use pace::wal_is_written_at_a_rate;
 use part::a_slowed_step_does_a_part;
 use sessions::{sessions_and_disks_and_a_query_of_one_s_own, the_same_where_rows_are_upgraded};
+use shared::one_look_serves_all;
 use standby::{queries_on_standbys, standbys, standbys_while_rows_are_upgraded};
 use upgrades::{
     a_slowed_batch_of_rows_is_a_part, a_vacuum_that_was_asked_for_slows_nothing,
@@ -27,6 +29,7 @@ use wal::{wal_and_vacuums_while_rows_are_upgraded, wal_that_cannot_go_and_vacuum
 for_each_server!(
     sessions_and_disks_and_a_query_of_one_s_own,
     the_same_where_rows_are_upgraded,
+    one_look_serves_all,
     wal_that_cannot_go_and_vacuums,
     wal_and_vacuums_while_rows_are_upgraded,
     standbys,

@@ -71,14 +71,18 @@ async fn a_wait_for_a_worker(
     // The worker may hold what all share: then each looks for itself.
     let deadline = Instant::now() + change::PATIENCE;
     loop {
+        watched.batches_of(8).await?;
         let advance = watched.step().await?;
         if advance.reason.contains("wait for a lock of ours") {
             ensure!(!advance.wait.is_zero(), "who drives it has to rest: {advance:?}");
+            ensure!(advance.rows == 2, "nothing may be done but a quarter: {advance:?}");
             break;
         }
+        ensure!(advance.rows == 8, "{advance:?}");
         ensure!(Instant::now() < deadline, "nobody hears of who waits; last: {advance:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    watched.batches_of(1).await?;
     session.run("select pg_advisory_unlock(7331)").await?;
     batch.await??;
     waiting.await??;

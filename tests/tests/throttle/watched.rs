@@ -54,6 +54,22 @@ impl Watched {
         self.change.is_none()
     }
 
+    /// What a batch takes that nothing slows down: so many blocks, or rows.
+    pub async fn batches_of(&self, size: u32) -> Result<()> {
+        let sql = match &self.change {
+            Some(change) => format!(
+                "update migrator.chunk set batch_blocks = {size}, rate = null, weight = null where change = {}",
+                change.id
+            ),
+            None => format!(
+                "update migrator.upgraded set batch_size = {size} where relation = 'busy'::regclass;
+                 update migrator.sweep_chunk set batch_rows = {size}, rate = null, weight = null where relation = 'busy'::regclass"
+            ),
+        };
+        self.session.run(&sql).await?;
+        Ok(())
+    }
+
     /// One step after a new look at the server.
     pub async fn look(&self) -> Result<Advance> {
         self.session

@@ -2,7 +2,7 @@
 //! shadow has to answer too, and what a row's names say of it has to be as true of the row that is made of it.
 
 use super::table::{Registered, Upgraded};
-use super::{numbers, register};
+use super::{numbers, register, view};
 use crate::catalog::definition::{self, Column};
 use crate::catalog::expression::{self, Place, Type};
 use crate::catalog::relation::Relation;
@@ -34,26 +34,78 @@ pub fn hold(live: &Relation) -> Result<(), Failure> {
     }
 }
 
-/// Refuses an upgrade, registered a moment ago, that the new shape of a change which is under way already does not fit.
+/// Refuses an upgrade, registered a moment ago, that the other shape of the table's open change does not fit: the new one, where the
+/// table is still to be swapped, the one before, where it can be brought back.
 pub fn open_change(live: &Relation, upgrade: &str) -> Result<(), Failure> {
-    let Some(change) = Change::find_open(live.oid)?.filter(|change| change.state != State::Swapped) else {
-        return Ok(());
-    };
-    let shadow = change.table(change.shadow)?;
-    let after = definition::columns(shadow.oid)?;
-    let plan = &change.plan.new_columns;
-    let brings = plan.iter().any(|column| column.upgraded);
-    Fits { brings, live, shadow: &shadow, after: &after, plan }.check().map_err(|failure| {
-        let id = change.id;
+    let Some(change) = Change::find_open(live.oid)? else { return Ok(()) };
+    let id = change.id;
+    let refused = |failure: Failure, hint: String| {
         Failure::new(
             code::NOT_IN_STATE,
             format!("upgrade {} cannot be registered beside change {id}: {}", plain(upgrade), failure.message),
         )
         .detail(failure.detail.unwrap_or_else(|| "Nothing was changed.".to_owned()))
-        .hint(format!(
-            "Register it when the change is swapped: call migrator.prepare(change => {id}); or give the change up first: select migrator.cancel(change => {id});"
-        ))
+        .hint(hint)
+    };
+    if change.state == State::Swapped {
+        return way_back(live, &change, upgrade).map_err(|failure| {
+            refused(failure, format!("Register it when the change is finished, which gives up the way back: select migrator.finish(change => {id}); or give the change up first: select migrator.rollback(change => {id}); select migrator.cancel(change => {id});"))
+        });
+    }
+    let shadow = change.table(change.shadow)?;
+    let after = definition::columns(shadow.oid)?;
+    let plan = &change.plan.new_columns;
+    let brings = plan.iter().any(|column| column.upgraded);
+    Fits { brings, live, shadow: &shadow, after: &after, plan }.check().map_err(|failure| {
+        refused(failure, format!("Register it when the change is swapped: call migrator.prepare(change => {id}); or give the change up first: select migrator.cancel(change => {id});"))
     })
+}
+
+/// After a rollback rows have the names that they got since the swap, and inputs as they were in the shape before. Where that has an
+/// input under the same name with other values, nobody could tell that the outputs do not fit it. Where it does not have one, the
+/// guard misses it, and says so.
+fn way_back(live: &Relation, change: &Change, upgrade: &str) -> Result<(), Failure> {
+    let plan = &change.plan;
+    // What a rewrite has upgraded goes back as it is.
+    let stays = |name: &Ident| {
+        plan.new_columns.iter().any(|new| {
+            new.name == *name
+                && new.old.as_ref() == Some(name)
+                && (new.upgraded || keys::is_unchanged(&new.source, name))
+        })
+    };
+    let before = |name: &Ident| plan.old_columns.iter().any(|old| old.name == *name);
+    let registered = Upgraded::get(live.oid)?.registered()?;
+    let inputs = registered.iter().filter(|there| there.name == upgrade).flat_map(|there| &there.definition.inputs);
+    match inputs.into_iter().find(|input| before(input) && !stays(input)) {
+        None => Ok(()),
+        Some(input) => Err(Failure::new(
+            code::NOT_IN_STATE,
+            format!("column {} of {} had other values before it", plain(input.as_str()), live.name.plain()),
+        )
+        .detail("A rollback would bring those back, and leave what the upgrade has made of the others. Nothing was changed.")),
+    }
+}
+
+/// Warns who registered beside a swapped change that the view is in the way of a rollback, for it shows columns that the shape before
+/// does not have under their names.
+pub fn warn_of_way_back(upgraded: &Upgraded) -> Result<(), Failure> {
+    let live = &upgraded.relation;
+    let Some(change) = Change::find_open(live.oid)?.filter(|change| change.state == State::Swapped) else {
+        return Ok(());
+    };
+    let Some(view) = view::ours(upgraded)? else { return Ok(()) };
+    let plan = &change.plan;
+    let mut new = plan.new_columns.iter().filter(|new| !plan.old_columns.iter().any(|old| old.name == new.name));
+    if let Some(column) = new.next() {
+        let id = change.id;
+        crate::raise::warn(
+            Failure::new("01000", format!("view {} is in the way of a rollback of change {id}", view.plain()))
+                .detail(format!("It shows column {}, which the table before does not have.", plain(column.name.as_str())))
+                .hint(format!("Should you have to go back: drop view {view}; select migrator.rollback(change => {id}); and migrator.resume_upgrades makes it anew.")),
+        );
+    }
+    Ok(())
 }
 
 impl Fits<'_> {

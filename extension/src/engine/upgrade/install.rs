@@ -49,9 +49,13 @@ pub fn register(request: &Request) -> Result<i64, Failure> {
     let upgraded = Upgraded { relation: relation.clone(), ..Upgraded::get(relation.oid)? };
     let what = format!("upgrade {} of table {} was not registered", request.name, relation.name.plain());
     apply(&upgraded, &what, wish.adds_column, request.view_name.as_deref())?;
+    if wish.adds_column {
+        numbers::learn(&upgraded, &upgraded.registered()?)?;
+    }
     crash::point("register.installed");
     warn_of_standbys("While the table has upgrades")?;
     warn_of_publications()?;
+    fits::warn_of_way_back(&upgraded.again()?)?;
     if chosen.rewrite && request.strategy == "auto" {
         chosen = rewrite::begin_if_possible(&upgraded, request, id, chosen)?;
     } else if chosen.rewrite {
@@ -96,7 +100,7 @@ fn insert(request: &Request, wish: &Wish) -> Result<i64, Failure> {
             request.set.clone().map(JsonB).into(),
             function.into(),
             JsonB(definition).into(),
-            numbers::of(&definition::columns(wish.relation.oid)?, &wish.upgrade).into(),
+            numbers::noted(&definition::columns(wish.relation.oid)?, &wish.upgrade).into(),
         ],
     )?;
     Ok(row.id)
@@ -257,14 +261,22 @@ fn unlike(table: &Upgraded, definition: &Definition, columns: &[Column]) -> Resu
     let name = table.relation.name.plain();
     let marks = Ident::from(COLUMN);
     let named = definition.upgrades.iter().flat_map(|upgrade| upgrade.inputs.iter().chain(upgrade.outputs()));
+    let unwatched = "Rows that had a name and whose inputs were written since may have outputs that do not fit them: take the name off those.";
     if let Some(gone) = named.chain([&marks]).find(|column| !columns.iter().any(|there| there.name == **column)) {
-        return Ok(Some(Failure::new(code::UNDEFINED_COLUMN, format!("column {} of table {name}, which an upgrade names, is not there", plain(gone.as_str())))
-            .hint("Where it was renamed, give it its name back. Where it was dropped its values are gone, and one that is added under that name is empty: retire the upgrade (select migrator.retire_upgrade(…, incomplete => true);) and register it under another name.")));
+        let hint = "Where it was renamed, give it its name back. Where it was dropped its values are gone, and one that is added under that name is empty: retire the upgrade (select migrator.retire_upgrade(…, incomplete => true);) and register it under another name.";
+        let also = if *gone == marks { format!(" {unwatched}") } else { String::new() };
+        return Ok(Some(
+            Failure::new(
+                code::UNDEFINED_COLUMN,
+                format!("column {} of table {name}, which an upgrade names, is not there", plain(gone.as_str())),
+            )
+            .hint(format!("{hint}{also}")),
+        ));
     }
     if let Some(other) = columns.iter().find(|column| column.name == marks && !register::holds_names(column)) {
         let made = if other.generated { ", made by the server," } else { "" };
         return Ok(Some(Failure::new(code::UNDEFINED_COLUMN, format!("column {COLUMN} of table {name} is another one than it was: of type {}{made} and not text[]", other.type_name))
-            .hint(format!("Give that column another name, and the one with the upgrades' names this one: alter table {} rename column … to {COLUMN};", table.relation.name))));
+            .hint(format!("Give that column another name, and the one with the upgrades' names this one: alter table {} rename column … to {COLUMN}; {unwatched}", table.relation.name))));
     }
     let elsewhere = |upgrade: &&Upgrade| upgrade.in_place && upgrade.numbers != numbers::of(columns, upgrade);
     if let Some(upgrade) = definition.upgrades.iter().find(elsewhere) {

@@ -4,6 +4,9 @@
 //! shape all the same, and must not be upgraded when the column has its name again. The guard knows those numbers.
 //!
 //! Any other: dropped, and added again under its name, it is empty in rows that carry the upgrade's name, and nothing would ever fill it.
+//!
+//! The column of names itself: dropped and added again, no row has a name, and each would be upgraded once more: in place twice, and over
+//! what applications have written.
 
 use super::table::{self, Registered, Upgraded};
 use crate::catalog::definition::{self, Column};
@@ -11,7 +14,7 @@ use crate::catalog::relation::Relation;
 use crate::catalog::spi;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, literal, plain};
-use migrator_core::upgrade::Upgrade;
+use migrator_core::upgrade::{COLUMN, Upgrade};
 use pgrx::{JsonB, pg_sys};
 use serde::Deserialize;
 use serde_json::json;
@@ -22,16 +25,23 @@ pub fn of(columns: &[Column], upgrade: &Upgrade) -> Vec<i16> {
     upgrade.outputs().map(number).collect()
 }
 
+/// Those, and the number of the column of names behind them: what is noted of each upgrade.
+pub fn noted(columns: &[Column], upgrade: &Upgrade) -> Vec<i16> {
+    let marks = columns.iter().find(|column| column.name.as_str() == COLUMN);
+    of(columns, upgrade).into_iter().chain([marks.map_or(0, |column| column.attnum)]).collect()
+}
+
 /// Writes down where the columns are in this table, which may be another than they were looked up in. Whether the guard has to be told.
 /// The caller holds the table's row.
 pub fn renew(relation: &Relation) -> Result<bool, Failure> {
     let columns = definition::columns(relation.oid)?;
     let mut renewed = false;
     for upgrade in table::registered(relation.oid)?.iter().filter(|upgrade| upgrade.state != "retiring") {
-        let numbers = of(&columns, &upgrade.definition);
-        if upgrade.numbers.as_ref() != Some(&numbers) {
-            write_down(upgrade, &numbers)?;
+        let noted = noted(&columns, &upgrade.definition);
+        if upgrade.numbers.as_ref() != Some(&noted) {
+            write_down(upgrade, &noted)?;
         }
+        let numbers = of(&columns, &upgrade.definition);
         if upgrade.definition.in_place && numbers != upgrade.definition.numbers {
             spi::execute(
                 "update migrator.upgrade set definition = definition || $2 where id = $1",
@@ -43,7 +53,7 @@ pub fn renew(relation: &Relation) -> Result<bool, Failure> {
     Ok(renewed)
 }
 
-/// Upgrades of whose outputs one was dropped and added again, each with what to say of it. The caller holds the table.
+/// Upgrades of whose outputs one, or the column of names, was dropped and added again, each with what to say of it. The caller holds the table.
 pub fn added_again(table: &Upgraded) -> Result<Vec<(i64, Failure)>, Failure> {
     added_again_of(table, &table.registered()?, &definition::columns(table.relation.oid)?)
 }
@@ -59,18 +69,32 @@ pub fn added_again_of(
 ) -> Result<Vec<(i64, Failure)>, Failure> {
     let mut lost = vec![];
     for (upgrade, numbers) in moved(registered, columns) {
+        let outputs = upgrade.definition.outputs().count();
+        // An output in place is looked after by who resumes.
+        let from = if upgrade.definition.in_place { outputs } else { 0 };
         let before = upgrade.numbers.iter().flatten().copied();
-        let left = before.zip(&numbers).filter(|(was, now)| was != *now && **now > 0);
+        let left = before.zip(&numbers).skip(from).filter(|(was, now)| was != *now && **now > 0);
         let Some(number) = first_dropped(table, left.map(|(was, _)| was).collect())? else { continue };
-        let place = upgrade.numbers.iter().flatten().position(|was| *was == number);
-        let column = place.and_then(|place| upgrade.definition.outputs().nth(place)).map_or("", Ident::as_str);
+        let place = upgrade.numbers.iter().flatten().position(|was| *was == number).unwrap_or(outputs);
         let (relation, name) = (table.relation.name.plain(), plain(&upgrade.name));
+        let (column, so, then) = match upgrade.definition.outputs().nth(place) {
+            Some(output) => (
+                output.as_str(),
+                format!("rows that carry the name of upgrade {name} lack its values"),
+                "Retire it and register it under another name",
+            ),
+            None => (
+                COLUMN,
+                format!("nobody can tell which rows have upgrade {name}"),
+                "Retire it, and register what is left to do under another name, by an expression that leaves alone what rows have already",
+            ),
+        };
         let failure = Failure::new(
             code::NOT_IN_STATE,
-            format!("column {} of table {relation} was dropped and added again: rows that carry the name of upgrade {name} lack its values", plain(column)),
+            format!("column {} of table {relation} was dropped and added again: {so}", plain(column)),
         )
         .hint(format!(
-            "Retire it and register it under another name: select migrator.retire_upgrade({}, {}, incomplete => true);",
+            "{then}: select migrator.retire_upgrade({}, {}, incomplete => true);",
             literal(&relation),
             literal(&upgrade.name)
         ));
@@ -91,10 +115,10 @@ pub fn learn(table: &Upgraded, registered: &[Registered]) -> Result<(), Failure>
     Ok(())
 }
 
-/// Those whose outputs are not where they were noted to be. What is upgraded in place is looked after by who resumes.
+/// Those whose columns are not where they were noted to be, with where they are.
 fn moved<'a>(registered: &'a [Registered], columns: &'a [Column]) -> impl Iterator<Item = (&'a Registered, Vec<i16>)> {
-    let live = registered.iter().filter(|upgrade| upgrade.state != "retiring" && !upgrade.definition.in_place);
-    live.map(|upgrade| (upgrade, of(columns, &upgrade.definition)))
+    let live = registered.iter().filter(|upgrade| upgrade.state != "retiring");
+    live.map(|upgrade| (upgrade, noted(columns, &upgrade.definition)))
         .filter(|(upgrade, numbers)| upgrade.numbers.as_ref() != Some(numbers))
 }
 

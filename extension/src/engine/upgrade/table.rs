@@ -66,7 +66,7 @@ pub struct Registered {
     pub kind: String,
     pub state: String,
     pub definition: Upgrade,
-    /// Where its outputs were when that was looked at last; none where it is not known.
+    /// Where its outputs, and behind them the names, were when that was looked at last; none where it is not known.
     pub numbers: Option<Vec<i16>>,
     /// The settings that were in force at its registration.
     pub settings: Vec<(String, String)>,
