@@ -105,6 +105,14 @@ pub struct OldColumn {
     pub otherwise: String,
 }
 
+impl OldColumn {
+    /// Whether a row that goes back has in it what it has in the shadow's column.
+    #[must_use]
+    pub fn goes_back_as_it_is(&self) -> bool {
+        self.new.as_ref().is_some_and(|new| self.reverse.as_deref() == Some(format!("s.{new}").as_str()))
+    }
+}
+
 /// One column of the key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyColumn {

@@ -6,6 +6,7 @@ use migrator_tests::*;
 for_each_server!(
     an_output_that_was_added_again,
     names_that_were_added_again,
+    an_output_that_a_rollback_took,
     a_column_that_changed_its_name_for_a_while
 );
 
@@ -80,12 +81,18 @@ async fn names_that_were_added_again(server: Server) -> Result<()> {
     worker.complete(&session).await?;
     session.run("update page set twice = 7 where id = 1").await?;
     session
-        .run("alter table page drop column applied_upgrades cascade; alter table page add column applied_upgrades text[] not null default '{}'")
+        .run("alter table page add column more int; alter table page drop column applied_upgrades cascade")
         .await?;
+    // Nor does who registers another one bring it back.
+    const MORE: &str = "select migrator.register_upgrade('page', 'more', '{\"more\": \"id\"}')";
+    let refusal = session.refusal(MORE).await?;
+    ensure!(refusal.code == "42703" && refusal.message.contains("is not there"), "{refusal}");
+    session.run("alter table page add column applied_upgrades text[] not null default '{}'").await?;
     let step = worker.run().await?;
     let said = "column applied_upgrades of table public.page was dropped and added again: nobody can tell which rows have upgrade";
     ensure!(step.state == "blocked" && step.reason.contains(said), "{step:?}");
     for call in [
+        MORE,
         "select migrator.resume_upgrades('page')",
         "select migrator.create_shadow('page', 'alter column words type bigint')",
     ] {
@@ -100,6 +107,8 @@ async fn names_that_were_added_again(server: Server) -> Result<()> {
         if left > 0 {
             let refusal = session.refusal("select migrator.resume_upgrades('page')").await?;
             hint = refusal.hint.clone().unwrap_or_default();
+            let view = session.value("select to_regclass('page__current') is null").await?;
+            ensure!(view == "t", "a view shows rows upgraded once more");
         }
     }
     session.run("select migrator.resume_upgrades('page')").await?;
@@ -107,6 +116,36 @@ async fn names_that_were_added_again(server: Server) -> Result<()> {
     ensure!(end.state == "complete" && states(&session, "page").await?.is_empty(), "{end:?}");
     let wrong = "select count(*) from page where cents <> id * 100 or twice <> case id when 1 then 7 else id * 2 end or size <> length(body)";
     ensure!(session.number(wrong).await? == 0, "rows were upgraded twice");
+    Ok(())
+}
+
+/// It was in the shape that a rollback gave up, and comes again by hand: rows have the name and not its values.
+async fn an_output_that_a_rollback_took(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table t (id int primary key, applied_upgrades text[] not null default '{}');
+             insert into t select generate_series(1, 50)",
+        )
+        .await?;
+    let change = Change::create(&database, "public.t", "add column d int").await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    session.run("select migrator.register_upgrade('t', 'd', '{\"d\": \"id * 2\"}')").await?;
+    let mut worker = Worker::new(&database, "t", "w").await?;
+    worker.complete(&session).await?;
+    session.run("drop view t__current").await?;
+    change.until_in_step().await?;
+    change.rollback().await?;
+    change.cancel().await?;
+    let step = worker.run().await?;
+    ensure!(step.state == "blocked" && step.reason.contains("column d of table public.t"), "{step:?}");
+    session.run("alter table t add column d int").await?;
+    let refusal = session.refusal("select migrator.resume_upgrades('t')").await?;
+    ensure!(refusal.code == "55000" && refusal.message.contains("lack its values"), "{refusal}");
+    let refusal = session.refusal("select migrator.ensure_upgraded('t', 'd', wait => '0 s')").await?;
+    ensure!(refusal.code == "55000", "{refusal}");
     Ok(())
 }
 

@@ -241,7 +241,7 @@ fn notes(plan: &Plan) -> Vec<(String, String)> {
                         name, new.type_name, column.type_name
                     )));
                 }
-                if matches!(new.source, Source::Expression { given: true, .. }) && is_plain_way_back(column) {
+                if matches!(new.source, Source::Expression { given: true, .. }) && column.goes_back_as_it_is() {
                     notes.push((name.clone(), format!("{name} is computed by an expression, and goes back as it is: give reverse if its meaning changes.")));
                 }
             }
@@ -299,8 +299,4 @@ fn narrow_sequences(live: &Relation, plan: &Plan) -> Result<Vec<(String, String)
             })
         })
         .collect())
-}
-
-fn is_plain_way_back(column: &OldColumn) -> bool {
-    column.new.as_ref().is_some_and(|new| column.reverse.as_deref() == Some(format!("s.{new}").as_str()))
 }

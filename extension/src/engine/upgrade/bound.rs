@@ -13,8 +13,8 @@ use pgrx::pg_sys;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// The parts of the target beyond which no further row is looked at, locked, written. A step ends with its commit below 250 ms, where
-/// the target is 200, even if the row that it begins last has to wait 100 ms for the disk. Rows that are in memory are looked at
+/// The parts of the target beyond which no further row is looked at, locked, written. Where the target is 200 ms, the row that is begun
+/// last may wait almost 100 ms for the disk before the step takes 250. Rows that are in memory are looked at
 /// and locked in a fifth of what it takes to write them: only the disk is so slow.
 const LOOK: f64 = 0.25;
 const LOCK: f64 = 0.5;

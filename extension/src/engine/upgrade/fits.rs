@@ -61,27 +61,29 @@ pub fn open_change(live: &Relation, upgrade: &str) -> Result<(), Failure> {
     })
 }
 
-/// After a rollback rows have the names that they got since the swap, and inputs as they were in the shape before. Where that has an
-/// input under the same name with other values, nobody could tell that the outputs do not fit it. Where it does not have one, the
-/// guard misses it, and says so.
+/// After a rollback rows have the names that they got since the swap, and inputs and outputs as the way back makes them. Where that gives
+/// one that has the same name other values, nobody could tell that they do not fit one another. Where the shape before does not have
+/// one, the guard misses it, and says so.
 fn way_back(live: &Relation, change: &Change, upgrade: &str) -> Result<(), Failure> {
     let plan = &change.plan;
     // What a rewrite has upgraded goes back as it is.
+    let comes = |new: &NewColumn, name: &Ident| new.upgraded || keys::is_unchanged(&new.source, name);
     let stays = |name: &Ident| {
-        plan.new_columns.iter().any(|new| {
-            new.name == *name
-                && new.old.as_ref() == Some(name)
-                && (new.upgraded || keys::is_unchanged(&new.source, name))
-        })
+        let old = plan.old_columns.iter().find(|old| old.name == *name && old.new.as_ref() == Some(name));
+        let new = plan.new_columns.iter().find(|new| new.name == *name && new.old.as_ref() == Some(name));
+        old.zip(new).is_some_and(|(old, new)| comes(new, name) && (new.upgraded || old.goes_back_as_it_is()))
     };
     let before = |name: &Ident| plan.old_columns.iter().any(|old| old.name == *name);
     let registered = Upgraded::get(live.oid)?.registered()?;
-    let inputs = registered.iter().filter(|there| there.name == upgrade).flat_map(|there| &there.definition.inputs);
-    match inputs.into_iter().find(|input| before(input) && !stays(input)) {
+    let columns = registered
+        .iter()
+        .filter(|there| there.name == upgrade)
+        .flat_map(|there| there.definition.inputs.iter().chain(there.definition.outputs()));
+    match columns.into_iter().find(|column| before(column) && !stays(column)) {
         None => Ok(()),
         Some(input) => Err(Failure::new(
             code::NOT_IN_STATE,
-            format!("column {} of {} had other values before it", plain(input.as_str()), live.name.plain()),
+            format!("column {} of {} had other values before it, or gets others on the way back", plain(input.as_str()), live.name.plain()),
         )
         .detail("A rollback would bring those back, and leave what the upgrade has made of the others. Nothing was changed.")),
     }
@@ -96,13 +98,15 @@ pub fn warn_of_way_back(upgraded: &Upgraded) -> Result<(), Failure> {
     };
     let Some(view) = view::ours(upgraded)? else { return Ok(()) };
     let plan = &change.plan;
-    let mut new = plan.new_columns.iter().filter(|new| !plan.old_columns.iter().any(|old| old.name == new.name));
-    if let Some(column) = new.next() {
+    let stays = |new: &&NewColumn| {
+        plan.old_columns.iter().any(|old| old.name == new.name && old.new.as_ref() == Some(&new.name))
+    };
+    if let Some(column) = plan.new_columns.iter().find(|new| !stays(new)) {
         let id = change.id;
         crate::raise::warn(
             Failure::new("01000", format!("view {} is in the way of a rollback of change {id}", view.plain()))
                 .detail(format!("It shows column {}, which the table before does not have.", plain(column.name.as_str())))
-                .hint(format!("Should you have to go back: drop view {view}; select migrator.rollback(change => {id}); and migrator.resume_upgrades makes it anew.")),
+                .hint(format!("Should you have to go back: drop view {view}; select migrator.rollback(change => {id}); migrator.resume_upgrades makes it anew, where the table has what upgrades name.")),
         );
     }
     Ok(())

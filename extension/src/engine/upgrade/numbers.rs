@@ -25,6 +25,9 @@ pub fn of(columns: &[Column], upgrade: &Upgrade) -> Vec<i16> {
     upgrade.outputs().map(number).collect()
 }
 
+/// Noted of a column that a table did not have when it took the place of one that had it.
+const NEVER: i16 = -1;
+
 /// Those, and the number of the column of names behind them: what is noted of each upgrade.
 pub fn noted(columns: &[Column], upgrade: &Upgrade) -> Vec<i16> {
     let marks = columns.iter().find(|column| column.name.as_str() == COLUMN);
@@ -37,7 +40,9 @@ pub fn renew(relation: &Relation) -> Result<bool, Failure> {
     let columns = definition::columns(relation.oid)?;
     let mut renewed = false;
     for upgrade in table::registered(relation.oid)?.iter().filter(|upgrade| upgrade.state != "retiring") {
-        let noted = noted(&columns, &upgrade.definition);
+        let mut noted = noted(&columns, &upgrade.definition);
+        // Not there where the table takes another's place: one that comes later has no values.
+        noted.iter_mut().filter(|number| **number == 0).for_each(|number| *number = NEVER);
         if upgrade.numbers.as_ref() != Some(&noted) {
             write_down(upgrade, &noted)?;
         }
@@ -67,15 +72,19 @@ pub fn added_again_of(
     registered: &[Registered],
     columns: &[Column],
 ) -> Result<Vec<(i64, Failure)>, Failure> {
-    let mut lost = vec![];
+    let mut all = vec![];
     for (upgrade, numbers) in moved(registered, columns) {
         let outputs = upgrade.definition.outputs().count();
         // An output in place is looked after by who resumes.
         let from = if upgrade.definition.in_place { outputs } else { 0 };
-        let before = upgrade.numbers.iter().flatten().copied();
-        let left = before.zip(&numbers).skip(from).filter(|(was, now)| was != *now && **now > 0);
-        let Some(number) = first_dropped(table, left.map(|(was, _)| was).collect())? else { continue };
-        let place = upgrade.numbers.iter().flatten().position(|was| *was == number).unwrap_or(outputs);
+        let before = upgrade.numbers.iter().flatten().copied().zip(&numbers).enumerate().skip(from);
+        let left: Vec<(usize, i16)> =
+            before.filter(|(_, (was, now))| was != *now && **now > 0).map(|(place, (was, _))| (place, was)).collect();
+        let known: Vec<i16> = left.iter().map(|(_, was)| *was).collect();
+        let lost = if known.contains(&NEVER) { Some(NEVER) } else { first_dropped(table, known)? };
+        let Some(place) = lost.and_then(|lost| left.iter().find(|(_, was)| *was == lost)).map(|(place, _)| *place) else {
+            continue;
+        };
         let (relation, name) = (table.relation.name.plain(), plain(&upgrade.name));
         let (column, so, then) = match upgrade.definition.outputs().nth(place) {
             Some(output) => (
@@ -86,7 +95,7 @@ pub fn added_again_of(
             None => (
                 COLUMN,
                 format!("nobody can tell which rows have upgrade {name}"),
-                "Retire it, and register what is left to do under another name, by an expression that leaves alone what rows have already",
+                "Retire it; where it was complete, that is all. Where it was not, register another for the rows that you know to be left",
             ),
         };
         let failure = Failure::new(
@@ -98,9 +107,9 @@ pub fn added_again_of(
             literal(&relation),
             literal(&upgrade.name)
         ));
-        lost.push((upgrade.id, failure));
+        all.push((upgrade.id, failure));
     }
-    Ok(lost)
+    Ok(all)
 }
 
 /// Notes where the columns are where that is not known, or was of a table that was restored since. The caller holds the table.
@@ -109,7 +118,13 @@ pub fn learn(table: &Upgraded, registered: &[Registered]) -> Result<(), Failure>
     let lost = added_again_of(table, registered, &columns)?;
     for (upgrade, numbers) in moved(registered, &columns) {
         if !lost.iter().any(|(id, _)| *id == upgrade.id) {
-            write_down(upgrade, &numbers)?;
+            // Of one that is away for the moment, where it was: it may have been dropped.
+            let before = upgrade.numbers.iter().flatten().copied().chain(std::iter::repeat(0));
+            let numbers: Vec<i16> =
+                numbers.iter().zip(before).map(|(now, was)| if *now == 0 { was } else { *now }).collect();
+            if upgrade.numbers.as_ref() != Some(&numbers) {
+                write_down(upgrade, &numbers)?;
+            }
         }
     }
     Ok(())

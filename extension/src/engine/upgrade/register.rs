@@ -1,9 +1,9 @@
 //! Whether what somebody wants to register can be: its name, its place in the order, the table and what else is registered there.
 //! Nothing is written here.
 
-use super::look;
 use super::reading::Reading;
-use super::table::{self, Registered};
+use super::table::{self, Registered, Upgraded};
+use super::{look, numbers};
 use crate::catalog::definition::{self, Column};
 use crate::catalog::relation::Relation;
 use crate::catalog::spi;
@@ -64,6 +64,7 @@ pub fn understand(request: &Request) -> Result<Wish, Failure> {
     name(request, &relation, &others)?;
     let ordinal = ordinal(request, &others)?;
     let adds_column = applied_upgrades(&relation, &columns)?;
+    names_stand(&relation, &others, adds_column)?;
     if adds_column {
         table::columns_may_change(&relation)?;
     } else {
@@ -244,6 +245,26 @@ fn applied_upgrades(relation: &Relation, columns: &[Column]) -> Result<bool, Fai
         )));
     }
     Ok(false)
+}
+
+/// Refuses where the column of names is gone, or came back empty, though upgrades remember in it which rows they were applied to: with a new
+/// one all rows would be upgraded once more.
+fn names_stand(relation: &Relation, others: &[Registered], adds_column: bool) -> Result<(), Failure> {
+    if let Some(upgraded) = Upgraded::find(relation.oid)?
+        && let Some((_, lost)) = numbers::added_again(&upgraded)?.pop()
+    {
+        return Err(lost.detail("Nothing was registered."));
+    }
+    if !adds_column || others.iter().all(|other| other.state == "retiring") {
+        return Ok(());
+    }
+    let table = relation.name.plain();
+    Err(Failure::new(code::UNDEFINED_COLUMN, format!("column {COLUMN} of table {table}, in which rows remember their upgrades, is not there"))
+        .detail("With a new one all rows would be upgraded once more. Nothing was registered.")
+        .hint(format!(
+            "Where it was renamed, give it its name back. Where it was dropped, retire the upgrades that there are: select migrator.retire_upgrade({}, …, incomplete => true);",
+            literal(&table)
+        )))
 }
 
 /// Whether a column can be the one of names.
