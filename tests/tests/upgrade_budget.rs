@@ -72,8 +72,8 @@ async fn tried_again_in_a_young_sweep(server: Server) -> Result<()> {
     let written = session.number(ATTEMPTS).await? - before - again;
     ensure!(written == 65, "{written} of them have failed by a writer's hand");
     // One of the first rows, so that it is looked whether that are too many.
-    let step = worker.step().await?;
-    ensure!(step.state == "upgrading" && step.failed >= 1, "{step:?}");
+    let step = worker.until(|step| step.failed >= 1 || step.done).await?;
+    ensure!(step.state == "upgrading", "{step:?}");
     let step = worker.run().await?;
     ensure!(step.state == "waiting" && step.reason.starts_with("130 row(s) are set aside"), "{step:?}");
     Ok(())

@@ -80,9 +80,7 @@ async fn names_that_were_added_again(server: Server) -> Result<()> {
         .await?;
     worker.complete(&session).await?;
     session.run("update page set twice = 7 where id = 1").await?;
-    session
-        .run("alter table page add column more int; alter table page drop column applied_upgrades cascade")
-        .await?;
+    session.run("alter table page add column more int; alter table page drop column applied_upgrades cascade").await?;
     // Nor does who registers another one bring it back.
     const MORE: &str = "select migrator.register_upgrade('page', 'more', '{\"more\": \"id\"}')";
     let refusal = session.refusal(MORE).await?;

@@ -62,7 +62,8 @@ pub async fn a_slowed_step_does_a_part(server: Server) -> Result<()> {
         taken.push(before - session.number(&log).await?);
     }
     ensure!(
-        taken[0] > 1000 && (taken[0] * 2 / 5..=taken[0] * 3 / 5).contains(&taken[1]),
+        // Less than half where the log that it is at ends.
+        taken[0] > 1000 && (1..=taken[0] * 3 / 5).contains(&taken[1]),
         "of the log it took {taken:?}"
     );
     slow(false).await?;

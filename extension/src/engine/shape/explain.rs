@@ -9,7 +9,7 @@ use crate::catalog::{dependants, spi};
 use crate::engine::carry;
 use migrator_core::failure::Failure;
 use migrator_core::ident::{Ident, plain};
-use migrator_core::plan::{OldColumn, Plan, Source};
+use migrator_core::plan::{Plan, Source};
 use migrator_core::sql::{self, Tables};
 use pgrx::pg_sys;
 use serde::Deserialize;

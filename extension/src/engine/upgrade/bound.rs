@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 /// The parts of the target beyond which no further row is looked at, locked, written. Where the target is 200 ms, the row that is begun
 /// last may wait almost 100 ms for the disk before the step takes 250. Rows that are in memory are looked at
 /// and locked in a fifth of what it takes to write them: only the disk is so slow.
-const LOOK: f64 = 0.25;
-const LOCK: f64 = 0.5;
+const LOOK: f64 = 0.35;
+const LOCK: f64 = 0.55;
 const WRITE: f64 = 0.75;
 /// The part that the size of batches aims at: one that is only somewhat slower than those before it is not cut.
 pub const USUAL: f64 = 0.65;
@@ -43,7 +43,7 @@ thread_local! {
 pub struct Within(());
 
 impl Within {
-    /// Begins the batch of a step with this target. What came before it counts, but for no more than a fifth of the time, or
+    /// Begins the batch of a step with this target. What came before it counts, but for no more than an eighth of the time, or
     /// a step that has much to do before would be rows one by one. A statement_timeout comes first where it is shorter: the batch has to
     /// end before.
     pub fn begin(step: Instant, target: Duration) -> Within {
@@ -52,7 +52,7 @@ impl Within {
         let target = if timeout == 0 { target } else { target.min(Duration::from_millis(timeout) / 2) };
         let wal = wal_written() + (WAL_BYTES as f64 * WAL) as u64;
         BOUND.set(Some(Bound {
-            begun: Instant::now() - step.elapsed().min(target / 5),
+            begun: Instant::now() - step.elapsed().min(target / 8),
             target,
             wal,
             first: true,

@@ -82,7 +82,8 @@ pub fn added_again_of(
             before.filter(|(_, (was, now))| was != *now && **now > 0).map(|(place, (was, _))| (place, was)).collect();
         let known: Vec<i16> = left.iter().map(|(_, was)| *was).collect();
         let lost = if known.contains(&NEVER) { Some(NEVER) } else { first_dropped(table, known)? };
-        let Some(place) = lost.and_then(|lost| left.iter().find(|(_, was)| *was == lost)).map(|(place, _)| *place) else {
+        let Some(place) = lost.and_then(|lost| left.iter().find(|(_, was)| *was == lost)).map(|(place, _)| *place)
+        else {
             continue;
         };
         let (relation, name) = (table.relation.name.plain(), plain(&upgrade.name));
