@@ -43,6 +43,7 @@ mod tests {
             OldColumn {
                 name: column.name,
                 type_name: column.type_name,
+                bare_type: None,
                 generated: false,
                 new,
                 reverse: None,
@@ -56,6 +57,7 @@ mod tests {
                 .map(|column| NewColumn {
                     name: column.name.clone(),
                     type_name: column.type_name.clone(),
+                    bare_type: None,
                     generated: false,
                     old: None,
                     source: Source::Same,

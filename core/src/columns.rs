@@ -86,6 +86,7 @@ mod tests {
         OldColumn {
             name: name.into(),
             type_name: type_name.into(),
+            bare_type: None,
             generated: false,
             new: new.map(Ident::from),
             reverse: None,
@@ -97,6 +98,7 @@ mod tests {
         NewColumn {
             name: name.into(),
             type_name: type_name.into(),
+            bare_type: None,
             generated: false,
             old: None,
             source: Source::Same,

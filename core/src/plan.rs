@@ -52,6 +52,9 @@ pub struct NewColumn {
     pub name: Ident,
     /// Type with modifier, qualified, as `format_type` gives it under an empty search_path.
     pub type_name: String,
+    /// The type under all domains, without a modifier: a cast to it cuts nothing. None in plans that were made before it was written down.
+    #[serde(default)]
+    pub bare_type: Option<String>,
     /// Stored or virtual generated: never written, by nobody.
     pub generated: bool,
     /// The column of the live table with the same history (matched by attnum), if any.
@@ -94,6 +97,9 @@ pub struct OldColumn {
     pub name: Ident,
     /// Type with modifier, qualified.
     pub type_name: String,
+    /// As that of [`NewColumn`].
+    #[serde(default)]
+    pub bare_type: Option<String>,
     /// Stored or virtual generated.
     pub generated: bool,
     /// The column of the shadow with the same history, if any.

@@ -157,21 +157,29 @@ fn forward_merged(plan: &Plan, column: &NewColumn) -> String {
     }
     let here = present('s', plan);
     let keep = format!("s.{}", column.name);
+    let other = beside_kept(&plain, column.bare_type.as_deref());
     let old = column.old.as_ref().and_then(|name| plan.old_columns.iter().find(|old| old.name == *name));
     match (&column.source, old) {
-        (Source::Constant { .. }, _) => format!("case when {here} then {keep} else {plain} end"),
+        (Source::Constant { .. }, _) => format!("case when {here} then {keep} else {other} end"),
         (Source::Expression { .. }, Some(old)) if old.reverse.is_some() => {
             let back = format!("({})::{}", old.reverse.as_deref().unwrap_or_default(), old.type_name);
             let same = format!("{} = {}", hash(&back), hash(&format!("l.{}", old.name)));
-            format!("case when {here} and {same} then {keep} else {plain} end")
+            format!("case when {here} and {same} then {keep} else {other} end")
         }
         (Source::Expression { .. }, _) => {
             let typed = forward_cast(column);
             let same = format!("(select {} from (select {}) l) = {}", hash(&typed), taken_back(plan), hash(&typed));
-            format!("case when {here} and {same} then {keep} else {plain} end")
+            format!("case when {here} and {same} then {keep} else {other} end")
         }
         (Source::Same | Source::Generated, _) => plain,
     }
+}
+
+/// A value in one CASE with one that is kept, as of the type of the column that has it. Otherwise the CASE would make both of a type
+/// that suits both, and give what is kept through it: a `numeric` as what `double precision` leaves of it, or nothing at all of
+/// `json` and `jsonb`. The column's modifier is left to the assignment, which refuses what it would have to cut.
+fn beside_kept(value: &str, bare_type: Option<&str>) -> String {
+    bare_type.map_or_else(|| value.to_owned(), |bare_type| format!("({value})::{bare_type}"))
 }
 
 /// The old-shape row that the new-shape row `s` stands for, as a select list; columns that the new shape does not have are those of `l`.
@@ -197,6 +205,7 @@ fn backward(plan: &Plan) -> Vec<(Ident, String)> {
         .filter(|column| !column.generated)
         .map(|column| {
             let keep = format!("l.{}", column.name);
+            let other = |value: &str| beside_kept(value, column.bare_type.as_deref());
             let new = column.new.as_ref().and_then(|name| plan.new_columns.iter().find(|new| new.name == *name));
             let value = match (new, &column.reverse) {
                 // Together with the row's names: an output that is upgraded must not meet the names of a backup row that is not.
@@ -205,19 +214,21 @@ fn backward(plan: &Plan) -> Vec<(Ident, String)> {
                     reverse.clone().unwrap_or_else(|| format!("s.{}", new.name))
                 }
                 (Some(new), Some(reverse)) if !new.generated => format!(
-                    "case when {here} and {} = {} then {keep} else {reverse} end",
+                    "case when {here} and {} = {} then {keep} else {} end",
                     hash(&forward_cast(new)),
-                    hash(&format!("s.{}", new.name))
+                    hash(&format!("s.{}", new.name)),
+                    other(reverse)
                 ),
                 (_, Some(reverse)) => {
                     let typed = format!("({reverse})::{}", column.type_name);
                     format!(
-                        "case when {here} and (select {} from (select {projected}) s) = {} then {keep} else {reverse} end",
+                        "case when {here} and (select {} from (select {projected}) s) = {} then {keep} else {} end",
                         hash(&typed),
-                        hash(&typed)
+                        hash(&typed),
+                        other(reverse)
                     )
                 }
-                (_, None) => format!("case when {here} then {keep} else {} end", column.otherwise),
+                (_, None) => format!("case when {here} then {keep} else {} end", other(&column.otherwise)),
             };
             (column.name.clone(), value)
         })

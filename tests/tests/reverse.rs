@@ -9,6 +9,8 @@ use migrator_tests::*;
 for_each_server!(
     a_dropped_column_comes_back_with_every_value,
     values_come_back_as_they_were_unless_they_were_changed,
+    a_type_that_holds_less_takes_nothing_away,
+    what_does_not_fit_is_not_cut_on_the_way_back,
     a_key_that_grew_too_long_is_named_at_once,
     a_column_that_nobody_could_fill_is_refused,
     unique_values_that_move_after_the_swap,
@@ -91,6 +93,70 @@ async fn values_come_back_as_they_were_unless_they_were_changed(server: Server) 
     change.until_ready().await?;
     change.cancel().await?;
     nothing_left_behind(&database).await
+}
+
+/// Rows that are written after the swap are put together from both shapes. What the new one holds only in part, or in a type that has
+/// nothing in common with the old one, is in the old table as it was, as long as nobody wrote that column: there and back, twice.
+async fn a_type_that_holds_less_takes_nothing_away(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create domain code as varchar(5) check (value <> '');
+             create table reading (id int primary key, exact numeric, doc json, at timestamptz, label char(4), bits bit(4), code code, spare numeric, note text);
+             insert into reading select g, ('0.' || repeat(g::text, 12))::numeric, ('{\"b\":   ' || g || ', \"a\": 1, \"a\": 2}')::json,
+                    timestamptz '2026-01-01 12:34:56.789012+00' + g * interval '1 hour', 'a' || g, (g % 16)::bit(4), 'c' || g,
+                    ('1.' || repeat(g::text, 14))::numeric from generate_series(1, 40) g",
+        )
+        .await?;
+    let before = fingerprint(&session, "select id, exact, doc, at, label, bits, code, spare from reading").await?;
+    let actions = "alter column exact type float8, alter column doc type jsonb, alter column at type date, alter column label type text, \
+                   alter column bits type varbit, alter column code type text, alter column spare type real";
+    let change = Change::create(&database, "public.reading", actions).await?;
+    for _ in 0..2 {
+        change.until_ready().await?;
+        change.swap().await?;
+        session.run("update reading set note = 'seen' where id <= 20").await?;
+        change.until_in_step().await?;
+        change.rollback().await?;
+        let after = fingerprint(&session, "select id, exact, doc, at, label, bits, code, spare from reading").await?;
+        ensure!(after == before, "values came back otherwise");
+        session.run("update reading set note = 'again' where id between 10 and 30").await?;
+    }
+    // What was written in the new shape comes back as that says.
+    change.until_ready().await?;
+    change.swap().await?;
+    session.run("update reading set exact = 0.5, doc = '{\"c\": 1}', label = 'new', code = 'new' where id = 1").await?;
+    change.until_in_step().await?;
+    change.rollback().await?;
+    let row = session.row("select exact, doc, label, code, spare from reading where id = 1").await?;
+    ensure!(row == ["0.5", "{\"c\": 1}", "new ", "new", "1.11111111111111"], "{row:?}");
+    change.cancel().await
+}
+
+/// A value that the old column has no room for stops the way back, and nothing is cut to make it fit.
+async fn what_does_not_fit_is_not_cut_on_the_way_back(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    for (column, wider, value) in
+        [("varchar(3)", "text", "abcdef"), ("char(3)", "text", "abcdef"), ("bit(4)", "varbit", "101010")]
+    {
+        session
+            .run(&format!(
+                "create table short (id int primary key, v {column}, note text); insert into short (id) values (1), (2)"
+            ))
+            .await?;
+        let change = Change::create(&database, "public.short", &format!("alter column v type {wider}")).await?;
+        change.until_ready().await?;
+        change.swap().await?;
+        session.run(&format!("update short set v = '{value}' where id = 1")).await?;
+        let refusal = session.refusal(&format!("select migrator.rollback(change => {})", change.id)).await?;
+        ensure!(refusal.code == "55000" && refusal.detail.contains("(22"), "{column}: {refusal}");
+        ensure!(session.value("select v from short where id = 1").await? == value, "{column}: it was changed");
+        change.finish().await?;
+        session.run("drop table short").await?;
+    }
+    Ok(())
 }
 
 async fn a_key_that_grew_too_long_is_named_at_once(server: Server) -> Result<()> {

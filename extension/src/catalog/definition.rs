@@ -22,6 +22,8 @@ pub struct Column {
     pub type_name: String,
     /// The type under all domains, as SQL, without a modifier.
     pub base_type: String,
+    /// The same, such that a cast to it cuts nothing: `character` alone is `character(1)`.
+    pub bare_type: String,
     /// Collation's oid, 0 for none.
     pub collation: u32,
     /// Whether equal means the same bytes under that collation.
@@ -46,7 +48,7 @@ pub fn columns(relation: u32) -> Result<Vec<Column>, Failure> {
            select b.of, t.oid, t.typtype, t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.next where b.kind = 'd') \
          select pg_catalog.to_jsonb(q) from ( \
          select a.attnum, a.attname as name, a.atttypid::pg_catalog.int8 as type_oid, a.atttypmod as modifier, \
-           pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name, pg_catalog.format_type(b.oid, null) as base_type, \
+           pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name, pg_catalog.format_type(b.oid, null) as base_type, pg_catalog.format_type(b.oid, -1) as bare_type, \
            a.attcollation::pg_catalog.int8 as collation, coalesce(l.collisdeterministic, true) as deterministic, \
            a.attnotnull and not exists (select from pg_catalog.pg_constraint n where n.conrelid = a.attrelid and n.contype = 'n' \
              and not n.convalidated and n.conkey[1] = a.attnum) as not_null, a.attgenerated <> '' as generated, a.attidentity <> '' as identity, \

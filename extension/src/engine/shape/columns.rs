@@ -152,6 +152,7 @@ impl Work<'_> {
                 Ok(NewColumn {
                     name: column.name.clone(),
                     type_name: column.type_name.clone(),
+                    bare_type: Some(column.bare_type.clone()),
                     generated: column.generated,
                     old: self.old_of(column).map(|old| old.name.clone()),
                     source: self.source(column, parts, frozen)?,
@@ -227,6 +228,7 @@ impl Work<'_> {
                 Ok(OldColumn {
                     name: column.name.clone(),
                     type_name: column.type_name.clone(),
+                    bare_type: Some(column.bare_type.clone()),
                     generated: column.generated,
                     new: new.map(|new| new.name.clone()),
                     reverse,
