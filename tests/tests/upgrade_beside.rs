@@ -221,6 +221,11 @@ async fn a_database_that_was_dumped_and_restored(server: Server) -> Result<()> {
     ensure!(session.number("select count(*) from migrator.doctor() where severity = 'error'").await? == 0, "still");
     // Its columns have moved up: the one that has the number of the upgrade's is another, and may go.
     session.run("drop view article__current; alter table article drop column note").await?;
+    // So has that of names, and one that has its number of before may go as well.
+    session
+        .run("alter table article add column later int; alter table article drop column later; update article set content = 'abcd' where id = 1000")
+        .await?;
+    ensure!(session.value("select size from article where id = 1000").await? == "4", "a write is not guarded");
     // The look at every row that was under way says nothing about those that are here; nor does it where the table has the oid
     // that it had.
     let mut worker = Worker::new(&restored, "article", "w").await?;

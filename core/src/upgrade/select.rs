@@ -66,7 +66,7 @@ mod tests {
     }
 
     fn definition(upgrades: Vec<Upgrade>) -> Definition {
-        Definition { key: vec![Ident::new("id")], upgrades, retired: vec![], settings: vec![vec![]] }
+        Definition { key: vec![Ident::new("id")], upgrades, retired: vec![], names_at: None, settings: vec![vec![]] }
     }
 
     #[test]

@@ -182,9 +182,9 @@ fn unregistered(table: &str, guarded: bool) -> Failure {
     if guarded {
         return Failure::new(
             code::UNDEFINED_COLUMN,
-            format!("table {table} has no column {COLUMN} of type text[], in which its upgrades' names are"),
+            format!("table {table} has not the column {COLUMN} any more, of type text[], in which its upgrades' names were"),
         )
-        .hint("Bring it back under that name; select * from migrator.upgrades; says what is wrong.");
+        .hint("Where it was renamed, give it its name back; where it was dropped, one that is added does not tell which rows are upgraded. select * from migrator.upgrades; says what to do.");
     }
     Failure::new(code::UNDEFINED_OBJECT, format!("table {table} has no upgrades"))
         .hint("Register one with migrator.register_upgrade; select * from migrator.upgrades; lists what there is.")

@@ -1,5 +1,6 @@
 //! Values of a row as they are stored: whether two are the same, and a copy of one.
 
+use super::marks::is_plain;
 use pgrx::pg_sys;
 
 // pgrx does not bind them (utils/datum.h). The same in PostgreSQL 14 to 18.
@@ -13,10 +14,18 @@ unsafe extern "C-unwind" {
 pub unsafe fn same(a: pg_sys::Datum, b: pg_sys::Datum, by_value: bool, length: i16) -> bool {
     // SAFETY: the caller passes two values of one type, whose length and passing these are.
     unsafe {
-        if length == -1 && pgrx::varatt_is_1b_e(a.cast_mut_ptr()) && pgrx::varatt_is_1b_e(b.cast_mut_ptr()) {
-            let (left, right) = (bytes_of_pointer(a), bytes_of_pointer(b));
-            if left == right {
-                return true; // the same TOAST pointer: nothing is fetched
+        if by_value {
+            return a == b;
+        }
+        // Each row asks for several columns, and most values lie in the row as they are: nothing is called for those.
+        if length == -1 {
+            let (left, right) = (a.cast_mut_ptr(), b.cast_mut_ptr());
+            if pgrx::varatt_is_1b_e(left) && pgrx::varatt_is_1b_e(right) {
+                if bytes_of_pointer(a) == bytes_of_pointer(b) {
+                    return true; // the same TOAST pointer: nothing is fetched
+                }
+            } else if is_plain(left) && is_plain(right) {
+                return pgrx::varlena_to_byte_slice(left) == pgrx::varlena_to_byte_slice(right);
             }
         }
         pg_sys::ffi::pg_guard_ffi_boundary(|| datum_image_eq(a, b, by_value, i32::from(length)))

@@ -89,8 +89,8 @@ impl Drop for Reading {
     }
 }
 
-/// What is known of an open table by the arguments of its guard's trigger. None where they cannot be read, or the table has no
-/// `applied_upgrades` any more.
+/// What is known of an open table by the arguments of its guard's trigger. None where they cannot be read, or the table has not the
+/// `applied_upgrades` any more in which its rows' names were.
 ///
 /// # Safety
 /// The relation is open and the trigger one of its own.
@@ -145,6 +145,12 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr, is_clone: bool) -> Option<K
             let column = &*attribute(row, *marks);
             column.atttypid == pg_sys::TEXTARRAYOID && column.attgenerated == 0
         })?;
+        let above = refuses::above(table);
+        // Partitions count their columns by themselves.
+        let counted = if is_clone { above.last().copied() } else { Some((*table).rd_id) };
+        if counted.zip(definition.names_at).is_some_and(|(counted, number)| came_again(counted, number)) {
+            return None;
+        }
         let there = |column: &Ident| place(column).is_some();
         let fits =
             definition.upgrades.iter().all(|upgrade| upgrade.inputs.iter().all(there) && upgrade.outputs().all(there));
@@ -155,7 +161,6 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr, is_clone: bool) -> Option<K
             pg_sys::ALLOCSET_SMALL_INITSIZE as pg_sys::Size,
             pg_sys::ALLOCSET_DEFAULT_MAXSIZE as pg_sys::Size,
         );
-        let above = refuses::above(table);
         let columns = definition
             .upgrades
             .iter()
@@ -212,6 +217,28 @@ pub unsafe fn place(row: pg_sys::TupleDesc, name: &Ident) -> Option<usize> {
             let column = &*attribute(row, *place);
             !column.attisdropped && text(column.attname.data.as_ptr()) == name.as_str().as_bytes()
         })
+    }
+}
+
+/// Whether the column of names, which had this number, was dropped, and another one came behind it: its rows' names say nothing.
+///
+/// A number that is too high, as in a restored table, in which columns move up, does no harm: what comes later has a higher one only
+/// where it was added anew.
+unsafe fn came_again(table: pg_sys::Oid, number: i16) -> bool {
+    let name = std::ffi::CString::new(COLUMN).expect("a name has no NUL");
+    // SAFETY: look-ups in the system cache, whose tuple is released after its form was read.
+    unsafe {
+        if pg_sys::get_attnum(table, name.as_ptr()) <= number {
+            return false;
+        }
+        let (by_number, table) = (pg_sys::SysCacheIdentifier::ATTNUM as i32, pg_sys::Datum::from(table));
+        let tuple = pg_sys::SearchSysCache2(by_number, table, pg_sys::Datum::from(number));
+        if tuple.is_null() {
+            return false;
+        }
+        let dropped = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_attribute>()).attisdropped;
+        pg_sys::ReleaseSysCache(tuple);
+        dropped
     }
 }
 

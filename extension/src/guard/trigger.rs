@@ -5,6 +5,7 @@ use super::row::{Applier, Row, Values};
 use super::{failed, run};
 use crate::raise;
 use migrator_core::failure::{Failure, code};
+use migrator_core::upgrade::COLUMN;
 use pgrx::{pg_guard, pg_sys};
 use std::cell::Cell;
 
@@ -95,11 +96,13 @@ unsafe fn guard(data: &pg_sys::TriggerData) -> Result<pg_sys::HeapTuple, Failure
         let inserts = data.tg_event & pg_sys::TRIGGER_EVENT_OPMASK == pg_sys::TRIGGER_EVENT_INSERT;
         let tuple = if inserts { data.tg_trigtuple } else { data.tg_newtuple };
         let Some(known) = known::of(data.tg_relation, data.tg_trigger) else {
-            unguarded(data.tg_relation);
+            unguarded(data.tg_relation, &|table| {
+                format!("column {COLUMN} of table {table} is not the one any more that has the names of its upgrades")
+            });
             return Ok(tuple);
         };
         if !known.fits {
-            unguarded(data.tg_relation);
+            unguarded(data.tg_relation, &|table| format!("upgrades of table {table} name a column that is not there"));
         }
         let row = (*data.tg_relation).rd_att;
         let old = (!inserts).then(|| Values::of(data.tg_trigtuple, row));
@@ -142,14 +145,14 @@ thread_local! {
 
 /// The definition does not fit the table any more. The application goes on, and hears of it once in a session. Rows lose the names of
 /// upgrades whose inputs may have changed, so that they are upgraded when the column is back.
-unsafe fn unguarded(table: pg_sys::Relation) {
+unsafe fn unguarded(table: pg_sys::Relation, what: &dyn Fn(&str) -> String) {
     if TOLD.replace(true) {
         return;
     }
     // SAFETY: an open relation has its name.
     let name = unsafe { pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned() };
     raise::warn(
-        Failure::new(code::UNDEFINED_COLUMN, format!("upgrades of table {name} name a column that is not there"))
+        Failure::new(code::UNDEFINED_COLUMN, what(&name))
             .detail("Writes are not affected, and not upgraded.")
             .hint("Call migrator.doctor() to see which; give the column its name back, or retire the upgrade."),
     );

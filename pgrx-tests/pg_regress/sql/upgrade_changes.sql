@@ -150,6 +150,7 @@ select * from refused($$select migrator.create_shadow('stood_on', transform => '
 select * from refused($$select migrator.create_shadow('stood_on', 'alter column k type bigint using k + 1')$$);
 select * from refused($$select * from migrator.explain('stood_on', transform => '{"applied_upgrades": "array[''doubled'']"}')$$);
 select * from refused($$select migrator.create_shadow('stood_on', 'alter column n type bigint')$$);
+select * from refused($$select migrator.create_shadow('stood_on', 'add column more int', reverse => '{"content": "btrim(content)"}')$$);
 select * from refused($$select migrator.create_shadow('stood_on', 'drop column content, add column content text')$$);
 select * from refused($$select migrator.create_shadow('stood_on', 'alter column applied_upgrades type varchar[]')$$);
 -- Nor does one that is registered while the change is under way.
@@ -187,6 +188,22 @@ select state, reason from migrator.step('taken_back');
 \x off
 table taken_back;
 select migrator.cancel('taken_back');
+
+-- Nor is what an expression cannot read in the shape before.
+create table other_type (id int primary key, tags json, d int, applied_upgrades text[] not null default '{}');
+insert into other_type values (1, '[1, 2]');
+select migrator.create_shadow('other_type', 'alter column tags type jsonb') is not null as made;
+call migrator.prepare('other_type');
+select relation, swapped from migrator.swap('other_type');
+\x on
+select * from refused($$select migrator.register_upgrade('other_type', 'tags', '{"d": "jsonb_array_length(tags)"}')$$);
+\x off
+select migrator.register_upgrade('other_type', 'tags', '{"d": "json_array_length(tags::json)"}') is not null as registered;
+call migrator.run_upgrades('other_type');
+select relation, rolled_back from migrator.rollback('other_type');
+update other_type set tags = '[1]';
+table other_type;
+select migrator.cancel('other_type');
 
 -- A table that somebody made has to fit like one that is registered.
 \x on

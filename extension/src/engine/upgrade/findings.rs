@@ -1,8 +1,19 @@
 //! What doctor says of upgrades: those that stand still, and for whom; guards that are not as they should be; what is left of tables
 //! that were dropped.
 
+/// What is done for a table that was restored from a dump: a format of its name (1) and the oid that it had (2). Where its columns are,
+/// and how far sweeps had come, was of the other one.
+macro_rules! moved_on {
+    () => {
+        "update migrator.upgrade set numbers = null where relation = %2$s; \
+         update migrator.upgraded set relation = %1$L::pg_catalog.regclass, sweep_kind = null, verified_at = null, lacking = null, strangers = null where relation = %2$s;"
+    };
+}
+pub const MOVED_ON: &str = moved_on!();
+
 /// Findings, as doctor has them, of tables that the role `$1` may see.
-pub const SQL: &str = "\
+pub const SQL: &str = concat!(
+    "\
 with seen as materialized (select u.*, pg_catalog.format('%I.%I', n.nspname, t.relname) as name from migrator.upgraded u \
      join pg_catalog.pg_class t on t.oid = u.relation join pg_catalog.pg_namespace n on n.oid = t.relnamespace \
     where pg_catalog.pg_has_role($1, t.relowner, 'usage') or pg_catalog.pg_has_role($1, 'pg_monitor', 'usage')), \
@@ -45,6 +56,19 @@ union all select 'error', pg_catalog.format('guard of %s', m.name), w.problem, p
               pg_catalog.convert_from(pg_catalog.substr(t.tgargs, 1, greatest(0, pg_catalog.length(t.tgargs) - 1)), pg_catalog.getdatabaseencoding())::pg_catalog.jsonb -> 'upgrades') \
               with ordinality u (u, n)), '[]') is distinct from coalesce(r.ids, '[]') then 'it was overwritten: it knows of other upgrades than are registered' end as problem) w \
  where r.n > 0 and w.problem is not null \
+union all select distinct 'error', pg_catalog.format('column %I of %s', c.name, s.name), 'an upgrade names it, and it is not there: rows are written without the guard', \
+       'Where it was renamed, give it its name back. Where it was dropped, one that is added is empty: retire the upgrade, and register it under another name.' \
+  from seen s join migrator.upgrade g on g.relation = s.relation and g.state not in ('retiring', 'retired') \
+  cross join lateral (select pg_catalog.jsonb_array_elements_text(g.definition -> 'inputs') union select pg_catalog.jsonb_array_elements_text(coalesce(g.definition -> 'outputs', '[]')) \
+       union select u -> 0 #>> '{}' from pg_catalog.jsonb_array_elements(coalesce(g.definition -> 'set', '[]')) u union select 'applied_upgrades') c (name) \
+ where s.blocked is null and not exists (select from pg_catalog.pg_attribute a where a.attrelid = s.relation and a.attname = c.name::name and a.attnum > 0 and not a.attisdropped) \
+union all select distinct 'error', pg_catalog.format('column applied_upgrades of %s', s.name), \
+       'it was dropped and added again: rows are written without the guard, and nobody can tell which are upgraded', \
+       pg_catalog.format('select migrator.resume_upgrades(%L); says what to do.', s.name) \
+  from seen s join migrator.upgrade g on g.relation = s.relation and g.state not in ('retiring', 'retired') \
+  join pg_catalog.pg_attribute w on w.attrelid = s.relation and w.attnum = g.numbers[pg_catalog.cardinality(g.numbers)] and w.attisdropped \
+  join pg_catalog.pg_attribute a on a.attrelid = s.relation and a.attname = 'applied_upgrades' and a.attnum > w.attnum \
+ where s.blocked is null \
 union all select 'error', pg_catalog.format('trigger %I on %s', t.tgname, m.name), 'it fires behind the guard, which does not see what it makes of a row', \
        pg_catalog.format('alter trigger %I on %s rename to …; to a name that sorts before ~migrator_guard, then: select migrator.resume_upgrades(%L);', t.tgname, m.name, s.name) \
   from seen s join member m on m.of = s.relation \
@@ -55,8 +79,11 @@ union all select 'info', pg_catalog.format('upgrades of a table with oid %s', u.
   from migrator.upgraded u where not exists (select from pg_catalog.pg_class c where c.oid = u.relation) \
    and not exists (select from restored r where r.was = u.relation) \
 union all select 'error', pg_catalog.format('upgrades of %s', r.name), 'they are registered for an oid that the table does not have: it was restored from a dump', \
-       pg_catalog.format('update migrator.upgrade set numbers = null where relation = %2$s; update migrator.upgraded set relation = %1$L::pg_catalog.regclass, sweep_kind = null, verified_at = null, lacking = null, strangers = null where relation = %2$s;', r.name, r.was) \
+       pg_catalog.format('",
+    moved_on!(),
+    "', r.name, r.was) \
   from (select distinct name, was from restored where shown) r \
 union all select 'info', pg_catalog.format('standby %s', coalesce(nullif(r.application_name, ''), r.client_addr::pg_catalog.text)), \
        'while tables have upgrades, writes after a failover need the library there', 'Make sure that the extension''s files are installed on it.' \
-  from pg_catalog.pg_stat_replication r where exists (select from seen)";
+  from pg_catalog.pg_stat_replication r where exists (select from seen)"
+);

@@ -10,7 +10,7 @@ use crate::engine::change::Change;
 use crate::engine::shape::keys;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, plain};
-use migrator_core::plan::NewColumn;
+use migrator_core::plan::{NewColumn, OldColumn};
 use migrator_core::state::State;
 use migrator_core::upgrade::COLUMN;
 
@@ -23,6 +23,8 @@ pub struct Fits<'a> {
     /// The shadow's columns, and where the value of each comes from.
     pub after: &'a [Column],
     pub plan: &'a [NewColumn],
+    /// The columns before, and how they come back with a rollback.
+    pub before: &'a [OldColumn],
 }
 
 /// Keeps what is registered as it is until the end of the transaction: of a change that begins and an upgrade that is registered at
@@ -56,7 +58,7 @@ pub fn open_change(live: &Relation, upgrade: &str) -> Result<(), Failure> {
     let after = definition::columns(shadow.oid)?;
     let plan = &change.plan.new_columns;
     let brings = plan.iter().any(|column| column.upgraded);
-    Fits { brings, live, shadow: &shadow, after: &after, plan }.check().map_err(|failure| {
+    Fits { brings, live, shadow: &shadow, after: &after, plan, before: &change.plan.old_columns }.check().map_err(|failure| {
         refused(failure, format!("Register it when the change is swapped: call migrator.prepare(change => {id}); or give the change up first: select migrator.cancel(change => {id});"))
     })
 }
@@ -69,24 +71,58 @@ fn way_back(live: &Relation, change: &Change, upgrade: &str) -> Result<(), Failu
     // What a rewrite has upgraded goes back as it is.
     let comes = |new: &NewColumn, name: &Ident| new.upgraded || keys::is_unchanged(&new.source, name);
     let stays = |name: &Ident| {
-        let old = plan.old_columns.iter().find(|old| old.name == *name && old.new.as_ref() == Some(name));
         let new = plan.new_columns.iter().find(|new| new.name == *name && new.old.as_ref() == Some(name));
-        old.zip(new).is_some_and(|(old, new)| comes(new, name) && (new.upgraded || old.goes_back_as_it_is()))
+        new.is_some_and(|new| comes(new, name) && (new.upgraded || goes_back(&plan.old_columns, name)))
     };
     let before = |name: &Ident| plan.old_columns.iter().any(|old| old.name == *name);
     let registered = Upgraded::get(live.oid)?.registered()?;
-    let columns = registered
-        .iter()
-        .filter(|there| there.name == upgrade)
-        .flat_map(|there| there.definition.inputs.iter().chain(there.definition.outputs()));
-    match columns.into_iter().find(|column| before(column) && !stays(column)) {
-        None => Ok(()),
-        Some(input) => Err(Failure::new(
+    let Some(registered) = registered.iter().find(|there| there.name == upgrade) else { return Ok(()) };
+    let columns: Vec<&Ident> = registered.definition.inputs.iter().chain(registered.definition.outputs()).collect();
+    if let Some(input) = columns.iter().find(|column| before(column) && !stays(column)) {
+        return Err(Failure::new(
             code::NOT_IN_STATE,
             format!("column {} of {} had other values before it, or gets others on the way back", plain(input.as_str()), live.name.plain()),
         )
-        .detail("A rollback would bring those back, and leave what the upgrade has made of the others. Nothing was changed.")),
+        .detail("A rollback would bring those back, and leave what the upgrade has made of the others. Nothing was changed."));
     }
+    if registered.kind != "expression" || !columns.into_iter().all(before) {
+        return Ok(());
+    }
+    // What is there as it was may be of another type.
+    let old = change.table(change.live)?;
+    can_be_read(registered, &old, &definition::columns(old.oid)?, live).map_err(|failure| {
+        Failure::new(
+            code::NOT_IN_STATE,
+            format!(
+                "{} was another one before it, which the upgrade does not fit: {}",
+                live.name.plain(),
+                failure.message
+            ),
+        )
+        .detail("After a rollback no row could be upgraded. Nothing was changed.")
+    })
+}
+
+/// Whether a rollback gives rows in a column what they have in the one of its name.
+fn goes_back(before: &[OldColumn], name: &Ident) -> bool {
+    before.iter().any(|old| old.name == *name && old.new.as_ref() == Some(name) && old.goes_back_as_it_is())
+}
+
+/// Whether the guard can read an upgrade's expressions over another table, which takes the place of the live one.
+fn can_be_read(upgrade: &Registered, other: &Relation, columns: &[Column], live: &Relation) -> Result<(), Failure> {
+    for (output, text) in &upgrade.definition.set {
+        let Some(column) = columns.iter().find(|column| column.name == *output) else { continue };
+        let place = Place {
+            relation: other.oid,
+            shape: expression::Shape::Old,
+            owner: live.owner(),
+            settings: &upgrade.settings,
+            what: format!("upgrade {}, column {}", plain(&upgrade.name), plain(output.as_str())),
+            whole_row: false,
+        };
+        expression::fits(&place, text, Type { oid: column.type_oid, modifier: column.modifier })?;
+    }
+    Ok(())
 }
 
 /// Warns who registered beside a swapped change that the view is in the way of a rollback, for it shows columns that the shape before
@@ -141,7 +177,9 @@ impl Fits<'_> {
             }
             // A function takes rows of the table, which keeps the table from being changed at all.
             if upgrade.kind == "expression" {
-                self.expressions(upgrade)?;
+                can_be_read(upgrade, self.shadow, self.after, self.live).map_err(|failure| {
+                    self.unfit(failure).detail("From the swap on no row could be upgraded. Nothing was changed.")
+                })?;
             }
         }
         Ok(())
@@ -215,7 +253,7 @@ impl Fits<'_> {
     }
 
     fn carried(&self, name: &Ident, new: &NewColumn, why: &str) -> Result<(), Failure> {
-        if self.brings || keys::is_unchanged(&new.source, name) {
+        if self.brings || keys::is_unchanged(&new.source, name) && goes_back(self.before, name) {
             return Ok(());
         }
         Err(Failure::new(
@@ -228,29 +266,9 @@ impl Fits<'_> {
         )
         .detail(format!("{why} Nothing was changed."))
         .hint(format!(
-            "Leave the column out of transform and USING; or retire the upgrades first: select name, state, next_step from migrator.upgrades where relation = {};",
+            "Leave the column out of transform, reverse and USING; or retire the upgrades first: select name, state, next_step from migrator.upgrades where relation = {};",
             self.live.as_shown()
         )))
-    }
-
-    /// The guard reads them over the new shape from the swap on.
-    fn expressions(&self, upgrade: &Registered) -> Result<(), Failure> {
-        for (output, text) in &upgrade.definition.set {
-            let (column, _) = self.there(output)?;
-            let place = Place {
-                relation: self.shadow.oid,
-                shape: expression::Shape::Old,
-                owner: self.live.owner(),
-                settings: &upgrade.settings,
-                what: format!("upgrade {}, column {}", plain(&upgrade.name), plain(output.as_str())),
-                whole_row: false,
-            };
-            let target = Type { oid: column.type_oid, modifier: column.modifier };
-            expression::fits(&place, text, target).map_err(|failure| {
-                self.unfit(failure).detail("From the swap on no row could be upgraded. Nothing was changed.")
-            })?;
-        }
-        Ok(())
     }
 
     fn unfit(&self, why: Failure) -> Failure {

@@ -1,7 +1,7 @@
 //! The end of it: a table whose upgrades are all retired becomes one that never had any.
 
 use super::table::{self, Upgraded};
-use super::{look, view};
+use super::{findings, look, view};
 use crate::catalog::attempt::{attempt, rehearse};
 use crate::catalog::lock::{self, Mode, Wanted};
 use crate::catalog::relation::Relation;
@@ -142,25 +142,24 @@ fn check_restored(oid: u32) -> Result<(), Failure> {
     #[derive(Deserialize)]
     struct Restored {
         name: String,
+        call: String,
     }
     let restored: Option<Restored> = spi::fetch_optional(
-        "select pg_catalog.format('%I.%I', n.nspname, t.relname) as name \
+        "select i.name, pg_catalog.format($3, i.name, $1) as call \
          from pg_catalog.pg_trigger w join pg_catalog.pg_class t on t.oid = w.tgrelid join pg_catalog.pg_namespace n on n.oid = t.relnamespace \
+         cross join lateral (select pg_catalog.format('%I.%I', n.nspname, t.relname) as name) i \
          cross join lateral pg_catalog.jsonb_array_elements(pg_catalog.convert_from(pg_catalog.substr(w.tgargs, 1, greatest(0, pg_catalog.length(w.tgargs) - 1)), \
               pg_catalog.getdatabaseencoding())::pg_catalog.jsonb -> 'upgrades') u \
          join migrator.upgrade g on g.id = (u ->> 'id')::pg_catalog.int8 and g.relation = $1 \
          where w.tgname = $2 and w.tgparentid = 0 and w.tgnargs > 0 and w.tgfoid = 'migrator._guard()'::pg_catalog.regprocedure order by 1 limit 1",
-        &[pg_sys::Oid::from(oid).into(), TRIGGER.into()],
+        &[pg_sys::Oid::from(oid).into(), TRIGGER.into(), findings::MOVED_ON.into()],
     )?;
-    let Some(Restored { name }) = restored else { return Ok(()) };
+    let Some(Restored { name, call }) = restored else { return Ok(()) };
     Err(Failure::new(code::NOT_IN_STATE, format!("table {name} has the guard of these upgrades"))
         .detail(format!(
             "It was restored from a dump, and they are registered for oid {oid}, which it had before. Nothing was changed."
         ))
-        .hint(format!(
-            "Register them for the table as it is: update migrator.upgraded set relation = {}::pg_catalog.regclass where relation = {oid};",
-            literal(&name)
-        )))
+        .hint(format!("Register them for the table as it is: {call}")))
 }
 
 /// The log of events stays.

@@ -49,9 +49,6 @@ pub fn register(request: &Request) -> Result<i64, Failure> {
     let upgraded = Upgraded { relation: relation.clone(), ..Upgraded::get(relation.oid)? };
     let what = format!("upgrade {} of table {} was not registered", request.name, relation.name.plain());
     apply(&upgraded, &what, wish.adds_column, request.view_name.as_deref())?;
-    if wish.adds_column {
-        numbers::learn(&upgraded, &upgraded.registered()?)?;
-    }
     crash::point("register.installed");
     warn_of_standbys("While the table has upgrades")?;
     warn_of_publications()?;
@@ -138,11 +135,14 @@ pub fn apply(upgraded: &Upgraded, what: &str, adds_column: bool, view_name: Opti
         || Ok(()),
         || {
             let relation = upgraded.still_there()?;
+            let mut definition = definition.clone();
             if adds_column {
                 // The row of a table that had no upgrades yet stops nobody: a change may have begun until a moment ago. From here on
                 // none does, for it would hold the table.
                 table::columns_may_change(&relation)?;
                 spi::execute(&add_column(&relation), &[])?;
+                numbers::learn(upgraded, &upgraded.registered()?)?;
+                definition = upgraded.definition()?;
             }
             for statement in trigger(&relation, &definition) {
                 spi::execute(&statement, &[])?;
@@ -290,14 +290,16 @@ fn unlike(table: &Upgraded, definition: &Definition, columns: &[Column]) -> Resu
     if let Err(behind) = register::last_to_fire(&table.relation) {
         return Ok(Some(behind));
     }
-    let wanted = serde_json::to_string(definition).expect("a definition is plain data");
+    // Of a restored table the number of names is learnt, and the guard goes on with the one before: columns only move up, so it is right still.
+    let wanted = Definition { names_at: None, ..definition.clone() };
+    let wanted = serde_json::to_string(&wanted).expect("a definition is plain data");
     let wrong: Option<Guard> = spi::fetch_optional(
         &format!(
             "select g.name, g.what from (select m.oid, m.name, \
                  case when t.oid is null then 'is gone' when t.tgenabled <> 'A' then 'was switched off' \
-                   when t.tgfoid <> 'migrator._guard()'::pg_catalog.regprocedure \
-                     or t.tgargs <> pg_catalog.convert_to($3, pg_catalog.getdatabaseencoding()) || pg_catalog.decode('00', 'hex') \
-                     then 'is not the one that was put there' end as what \
+                   when t.tgfoid <> 'migrator._guard()'::pg_catalog.regprocedure or t.tgnargs <> 1 then 'is not the one that was put there' \
+                   when pg_catalog.regexp_replace(pg_catalog.convert_from(pg_catalog.substr(t.tgargs, 1, pg_catalog.length(t.tgargs) - 1), \
+                          pg_catalog.getdatabaseencoding()), ',\"names_at\":[0-9]+', '') <> $3 then 'is not the one that was put there' end as what \
                from {} m left join pg_catalog.pg_trigger t on t.tgrelid = m.oid and t.tgname = $2) g \
              where g.what is not null order by g.oid <> $1::oid, g.name limit 1",
             table::TREE

@@ -6,7 +6,7 @@
 //! Any other: dropped, and added again under its name, it is empty in rows that carry the upgrade's name, and nothing would ever fill it.
 //!
 //! The column of names itself: dropped and added again, no row has a name, and each would be upgraded once more: in place twice, and over
-//! what applications have written.
+//! what applications have written. The guard knows that number too, and leaves such rows alone.
 
 use super::table::{self, Registered, Upgraded};
 use crate::catalog::definition::{self, Column};
@@ -34,6 +34,11 @@ pub fn noted(columns: &[Column], upgrade: &Upgrade) -> Vec<i16> {
     of(columns, upgrade).into_iter().chain([marks.map_or(0, |column| column.attnum)]).collect()
 }
 
+/// Of the column of names, as it was noted of an upgrade, where it is known.
+pub fn of_names(upgrade: &Registered) -> Option<i16> {
+    upgrade.numbers.as_ref()?.last().copied().filter(|number| *number > 0)
+}
+
 /// Writes down where the columns are in this table, which may be another than they were looked up in. Whether the guard has to be told.
 /// The caller holds the table's row.
 pub fn renew(relation: &Relation) -> Result<bool, Failure> {
@@ -45,6 +50,7 @@ pub fn renew(relation: &Relation) -> Result<bool, Failure> {
         noted.iter_mut().filter(|number| **number == 0).for_each(|number| *number = NEVER);
         if upgrade.numbers.as_ref() != Some(&noted) {
             write_down(upgrade, &noted)?;
+            renewed = true;
         }
         let numbers = of(&columns, &upgrade.definition);
         if upgrade.definition.in_place && numbers != upgrade.definition.numbers {
@@ -96,7 +102,7 @@ pub fn added_again_of(
             None => (
                 COLUMN,
                 format!("nobody can tell which rows have upgrade {name}"),
-                "Retire it; where it was complete, that is all. Where it was not, register another for the rows that you know to be left",
+                "Retire it; if it was complete, only rows that were written since the column was dropped lack it. For rows that you know to lack it register another",
             ),
         };
         let failure = Failure::new(

@@ -1,5 +1,6 @@
 //! A table with upgrades: which tables can have them, and what is known of one.
 
+use super::numbers;
 use crate::catalog::attempt::attempt;
 use crate::catalog::definition::Column;
 use crate::catalog::lock::{self, Mode, Wanted};
@@ -289,12 +290,13 @@ pub fn registered(oid: u32) -> Result<Vec<Registered>, Failure> {
 
 /// The guard's definition of these upgrades: equal lists of settings are kept once.
 pub fn define(key: Vec<Ident>, registered: &[Registered]) -> Definition {
-    let mut definition = Definition { key, upgrades: vec![], retired: vec![], settings: vec![] };
+    let mut definition = Definition { key, upgrades: vec![], retired: vec![], names_at: None, settings: vec![] };
     for one in registered {
         if one.state == "retiring" {
             definition.retired.push(one.name.clone());
             continue;
         }
+        definition.names_at = definition.names_at.max(numbers::of_names(one));
         let settings = definition.settings.iter().position(|list| *list == one.settings).unwrap_or_else(|| {
             definition.settings.push(one.settings.clone());
             definition.settings.len() - 1

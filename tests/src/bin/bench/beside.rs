@@ -42,9 +42,16 @@ impl Beside {
     }
 
     /// Ends, and tells.
-    pub async fn end(self) -> Result<Writes> {
+    pub async fn end(mut self) -> Result<Writes> {
         self.stop.store(true, Ordering::Relaxed);
-        self.task.await?
+        (&mut self.task).await?
+    }
+}
+
+impl Drop for Beside {
+    /// Where what was measured failed, nobody asks for the writes.
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -52,6 +59,13 @@ impl Writes {
     /// The longest write, in seconds.
     pub fn longest(&self) -> f64 {
         self.0.iter().map(|(_, took)| took.as_secs_f64()).fold(0.0, f64::max)
+    }
+
+    /// What all but one write in a thousand took at most, in seconds: the longest alone is one moment of one machine.
+    pub fn usual(&self) -> f64 {
+        let mut took: Vec<f64> = self.0.iter().map(|(_, took)| took.as_secs_f64()).collect();
+        took.sort_by(f64::total_cmp);
+        took.get(took.len().saturating_sub(1) * 999 / 1000).copied().unwrap_or(0.0)
     }
 
     /// How much of a call was over while one and the same write waited, in seconds.

@@ -59,15 +59,17 @@ struct Longest {
     what: String,
     /// The longest with that.
     whole: f64,
-    /// The longest of those other writes.
+    /// The longest of those other writes, and what all but one in a thousand took.
     beside: f64,
+    usual: f64,
 }
 
 impl Longest {
     fn or(self, other: Longest) -> Longest {
-        let (whole, beside) = (self.whole.max(other.whole), self.beside.max(other.beside));
+        let (whole, beside, usual) =
+            (self.whole.max(other.whole), self.beside.max(other.beside), self.usual.max(other.usual));
         let longer = if other.alone > self.alone { other } else { self };
-        Longest { whole, beside, ..longer }
+        Longest { whole, beside, usual, ..longer }
     }
 }
 
@@ -122,10 +124,11 @@ async fn sweep(database: &Database, workers: usize) -> Result<Swept> {
     all.verified = begun.elapsed().as_secs_f64() - all.seconds;
     let writes = beside.end().await?;
     all.longest.beside = writes.longest();
+    all.longest.usual = writes.usual();
     for (begun, took, what) in all.calls.drain(..) {
         let whole = took.as_secs_f64();
         let alone = whole - writes.waited(begun, took);
-        all.longest = all.longest.or(Longest { alone, whole, what, beside: 0.0 });
+        all.longest = all.longest.or(Longest { alone, whole, what, ..Longest::default() });
     }
     Ok(all)
 }
@@ -154,14 +157,18 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
     let (mut single_wal, mut one_wal, mut growth, mut plain_growth, mut wider) =
         (vec![], vec![], vec![], vec![], vec![]);
     let (mut early, mut late, mut longest) = (vec![], vec![], Longest::default());
-    let (mut longest_looped, mut beside_looped) = (0_f64, 0_f64);
+    let (mut longest_looped, mut beside_looped, mut usual_looped) = (0_f64, 0_f64, 0_f64);
+    let (mut beside_single, mut usual_single) = (0_f64, 0_f64);
     for round in 1..=wishes.rounds {
         fresh(session, rows).await?;
         let (begun, size) = (wal(session).await?, heap(session).await?);
         let update = format!(
             "update article set content2 = {EXPRESSION}, applied_upgrades = array_append(applied_upgrades, 'blocks')"
         );
+        let beside = Beside::begin(database).await?;
         single.push(timed(async { Ok(session.run(&update).await?) }).await?.0);
+        let writes = beside.end().await?;
+        (beside_single, usual_single) = (beside_single.max(writes.longest()), usual_single.max(writes.usual()));
         single_wal.push((wal(session).await? - begun) / rows as f64);
         plain_growth.push(heap(session).await? / packed(session).await?);
         wider.push(packed(session).await? / size);
@@ -207,7 +214,8 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
         fresh(session, rows).await?;
         let beside = Beside::begin(database).await?;
         let (seconds, longest_batch) = timed(keyset_loop(session)).await?;
-        beside_looped = beside_looped.max(beside.end().await?.longest());
+        let writes = beside.end().await?;
+        (beside_looped, usual_looped) = (beside_looped.max(writes.longest()), usual_looped.max(writes.usual()));
         looped.push(seconds);
         longest_looped = longest_looped.max(longest_batch);
         eprintln!(
@@ -269,12 +277,18 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
             ),
         },
         Line {
-            name: "longest write of one row beside, upgrades / loop",
-            ours: longest.beside * 1000.0,
-            theirs: Some(beside_looped * 1000.0),
+            name: "write of one row beside, upgrades / loop",
+            ours: longest.usual * 1000.0,
+            theirs: Some(usual_looped * 1000.0),
             unit: "ms",
             limit: f64::INFINITY,
-            note: "in another table, every 10 ms".into(),
+            note: format!(
+                "in another table, every 10 ms; all but one in a thousand, {:.0} ms beside one UPDATE. Longest: {:.0} ms, the loop's {:.0} ms, the UPDATE's {:.0} ms",
+                usual_single * 1000.0,
+                longest.beside * 1000.0,
+                beside_looped * 1000.0,
+                beside_single * 1000.0
+            ),
         },
         Line {
             name: "last batch / first batch, a row",
