@@ -129,15 +129,18 @@ impl Pace {
         Pace { size: aim.step(self.size, batch.done, ratio), rate: Some(rate), weight: Some(weight) }
     }
 
-    /// After a batch that was to have this size and was cut short, because what it did took as much as any may.
+    /// After a batch that was to have this size and was cut short, because what it did took as much as any may: the next one has no
+    /// more than was done. Where that was most of it, work is only somewhat slower than usual, which says little of what it will be.
     #[must_use]
-    pub fn cut(self, batch: Batch, size: i32) -> Pace {
+    pub fn cut(self, aim: Aim, batch: Batch, size: i32) -> Pace {
         let done = f64::from(batch.done.max(1));
-        Pace {
-            size: batch.done.clamp(1, (size / 2).max(1)),
-            rate: Some(done / batch.took.as_secs_f64().max(0.000_1)),
-            weight: Some(batch.bytes as f64 / done),
-        }
+        let (rate, weight) = (done / batch.took.as_secs_f64().max(0.000_1), batch.bytes as f64 / done);
+        let mostly = batch.done > size / 2;
+        let kept = |before: Option<f64>, now| if mostly { average(before, now) } else { now };
+        let (rate, weight) = (kept(self.rate, rate), kept(self.weight, weight));
+        let wanted = (rate * aim.time.as_secs_f64()).min(WAL_BYTES as f64 / weight.max(f64::MIN_POSITIVE));
+        let size = wanted.clamp(done * 0.25, done).max(1.0);
+        Pace { size: size as i32, rate: Some(rate), weight: Some(weight) }
     }
 }
 
@@ -259,11 +262,24 @@ mod tests {
 
     #[test]
     fn a_batch_that_was_cut_short_says_how_large_the_next_is() {
+        let aim = Aim { time: TARGET, most: 1000 };
         let took = Batch { done: 5, bytes: 5 << 20, took: TARGET };
-        let pace = Pace { size: 500, rate: Some(1e6), weight: Some(10.0) }.cut(took, 500);
+        let pace = Pace { size: 500, rate: Some(1e6), weight: Some(10.0) }.cut(aim, took, 500);
         assert_eq!(pace, Pace { size: 5, rate: Some(25.0), weight: Some(f64::from(1 << 20)) });
-        assert_eq!(Pace::of(8).cut(Batch { done: 7, ..took }, 8).size, 4);
-        assert_eq!(Pace::of(1).cut(Batch { done: 0, ..took }, 1).size, 1);
+        assert_eq!(Pace::of(1).cut(aim, Batch { done: 0, ..took }, 1).size, 1);
+        // Rows that are heavier or slower than what was aimed at.
+        assert_eq!(Pace::of(80).cut(aim, Batch { done: 16, bytes: 16 << 20, took: TARGET }, 80).size, 8);
+        assert_eq!(Pace::of(80).cut(aim, Batch { done: 16, bytes: 0, took: TARGET * 10 }, 80).size, 4);
+    }
+
+    #[test]
+    fn a_batch_that_was_cut_at_its_end_hardly_changes_the_next() {
+        let aim = Aim { time: TARGET, most: 1000 };
+        let before = Pace { size: 100, rate: Some(500.0), weight: Some(100.0) };
+        let pace = before.cut(aim, Batch { done: 90, bytes: 9000, took: TARGET * 2 }, 100);
+        assert_eq!(pace.size, 83, "of {:?}", pace.rate);
+        let pace = before.cut(aim, Batch { done: 90, bytes: 9000, took: TARGET }, 100);
+        assert_eq!(pace.size, 90, "never more than was done");
     }
 
     #[test]

@@ -167,7 +167,8 @@ fn forward_merged(plan: &Plan, column: &NewColumn) -> String {
             format!("case when {here} and {same} then {keep} else {other} end")
         }
         (Source::Expression { .. }, _) => {
-            let typed = forward_cast(column);
+            // Both are computed: what the column has no room for has to differ, and is refused when it is assigned.
+            let typed = beside_kept(&plain, column.bare_type.as_deref());
             let same = format!("(select {} from (select {}) l) = {}", hash(&typed), taken_back(plan), hash(&typed));
             format!("case when {here} and {same} then {keep} else {other} end")
         }
@@ -179,7 +180,11 @@ fn forward_merged(plan: &Plan, column: &NewColumn) -> String {
 /// that suits both, and give what is kept through it: a `numeric` as what `double precision` leaves of it, or nothing at all of
 /// `json` and `jsonb`. The column's modifier is left to the assignment, which refuses what it would have to cut.
 fn beside_kept(value: &str, bare_type: Option<&str>) -> String {
-    bare_type.map_or_else(|| value.to_owned(), |bare_type| format!("({value})::{bare_type}"))
+    match bare_type {
+        // A NULL is of any type, and need not name one that may have another name by now.
+        Some(bare_type) if value != "NULL" => format!("({value})::{bare_type}"),
+        _ => value.to_owned(),
+    }
 }
 
 /// The old-shape row that the new-shape row `s` stands for, as a select list; columns that the new shape does not have are those of `l`.
@@ -220,12 +225,11 @@ fn backward(plan: &Plan) -> Vec<(Ident, String)> {
                     other(reverse)
                 ),
                 (_, Some(reverse)) => {
-                    let typed = format!("({reverse})::{}", column.type_name);
+                    let typed = other(reverse);
                     format!(
-                        "case when {here} and (select {} from (select {projected}) s) = {} then {keep} else {} end",
+                        "case when {here} and (select {} from (select {projected}) s) = {} then {keep} else {typed} end",
                         hash(&typed),
-                        hash(&typed),
-                        other(reverse)
+                        hash(&typed)
                     )
                 }
                 (_, None) => format!("case when {here} then {keep} else {} end", other(&column.otherwise)),

@@ -29,7 +29,7 @@ pub struct Definition {
     /// Names that are taken off a row when it is written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retired: Vec<String>,
-    /// Where the column of names was in the table when the first of these was registered (`pg_attribute.attnum`): one that comes
+    /// Where the column of names is in the table, as it was noted of the live upgrades (`pg_attribute.attnum`): one that comes
     /// behind it when it was dropped says nothing of the rows that were there. None where it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub names_at: Option<i16>,

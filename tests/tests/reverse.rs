@@ -156,7 +156,36 @@ async fn what_does_not_fit_is_not_cut_on_the_way_back(server: Server) -> Result<
         change.finish().await?;
         session.run("drop table short").await?;
     }
-    Ok(())
+    // Of a column that the new shape does not have both sides are computed: they differ in what it has no room for.
+    session
+        .run("create table person (id int primary key, name varchar(10)); insert into person values (1, 'Jo Meierxx'), (2, 'Al Bo')")
+        .await?;
+    let parts = r#"{"first": "split_part(name, ' ', 1)", "last": "split_part(name, ' ', 2)"}"#;
+    let change = Change::create_with(
+        &database,
+        "public.person",
+        &format!(
+            "actions => {}, {}",
+            literal("drop column name, add column first text, add column last text"),
+            arguments(parts, r#"{"name": "first || ' ' || last"}"#)
+        ),
+    )
+    .await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    session
+        .run("update person set last = 'MeierxxYY' where id = 1; update person set last = 'Bi' where id = 2")
+        .await?;
+    let refusal = session.refusal(&format!("select migrator.rollback(change => {})", change.id)).await?;
+    ensure!(refusal.code == "55000" && refusal.detail.contains("(22001"), "{refusal}");
+    session.run("update person set last = 'Meieryyy' where id = 1").await?;
+    session.refusal(&format!("select migrator.rollback(change => {})", change.id)).await?;
+    session.run("update person set last = 'Meieryy' where id = 1").await?;
+    change.until_in_step().await?;
+    change.rollback().await?;
+    let names = session.value("select string_agg(name, ',' order by id) from person").await?;
+    ensure!(names == "Jo Meieryy,Al Bi", "{names}");
+    change.cancel().await
 }
 
 async fn a_key_that_grew_too_long_is_named_at_once(server: Server) -> Result<()> {

@@ -8,6 +8,7 @@ for_each_server!(
     slow_rows,
     the_time_that_was_asked_for,
     rows_that_are_slow_to_come,
+    a_look_at_all_rows_that_is_slow,
     slow_rows_under_a_short_timeout,
     heavy_rows,
     many_rows_that_somebody_holds,
@@ -78,43 +79,67 @@ async fn the_time_that_was_asked_for(server: Server) -> Result<()> {
     all_upgraded(&session).await
 }
 
+/// A step that is held up at its first row, for as long as its whole batch should take.
+async fn held_up(session: &Session, mut worker: Worker, point: &str) -> Result<(Worker, Step)> {
+    session.run("select pg_advisory_lock(7331)").await?;
+    worker.session().run(&format!("set migrator.crash_at = '{point}:wait'")).await?;
+    let pid = worker.session().pid;
+    let batch = tokio::spawn(async move {
+        let step = worker.step().await;
+        (worker, step)
+    });
+    let deadline = Instant::now() + change::PATIENCE;
+    let waits = format!("select count(*) from pg_locks where locktype = 'advisory' and not granted and pid = {pid}");
+    while session.number(&waits).await? == 0 {
+        ensure!(Instant::now() < deadline && !batch.is_finished(), "{point}: no row was looked at");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    session.run("select pg_advisory_unlock(7331)").await?;
+    let (worker, step) = batch.await?;
+    worker.session().run("set migrator.crash_at = ''").await?;
+    Ok((worker, step?))
+}
+
 /// Rows that nobody has in memory: the first takes all the time that a batch has, while its end is looked for, or while its rows are
 /// locked. It is a batch of its own, and those that were not looked at come next.
 async fn rows_that_are_slow_to_come(server: Server) -> Result<()> {
-    for (point, cursor) in [("step.passed", "{1}"), ("step.looked", "")] {
+    for point in ["step.passed", "step.looked"] {
         let (session, mut worker) = sleepy(&server, 400, 0, "").await?;
         let begun = worker.step().await?;
         ensure!(begun.state == "upgrading" && begun.rows == 0, "{begun:?}");
-        session.run("select pg_advisory_lock(7331)").await?;
-        worker.session().run(&format!("set migrator.crash_at = '{point}:wait'")).await?;
-        let pid = worker.session().pid;
-        let batch = tokio::spawn(async move {
-            let step = worker.step().await;
-            (worker, step)
-        });
-        let deadline = Instant::now() + change::PATIENCE;
-        let waits =
-            format!("select count(*) from pg_locks where locktype = 'advisory' and not granted and pid = {pid}");
-        while session.number(&waits).await? == 0 {
-            ensure!(Instant::now() < deadline && !batch.is_finished(), "{point}: no row was looked at");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        // As long as the whole batch should take.
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        session.run("select pg_advisory_unlock(7331)").await?;
-        let (mut worker, step) = batch.await?;
-        let step = step?;
+        let (mut worker, step) = held_up(&session, worker, point).await?;
         ensure!(step.state == "upgrading" && step.rows == 1, "{point}: {step:?}");
         let at = session
             .value("select coalesce(key_after::text, '') from migrator.sweep_chunk order by number limit 1")
             .await?;
-        ensure!(at == cursor, "{point}: the cursor is at {at:?}");
-        worker.session().run("set migrator.crash_at = ''").await?;
+        ensure!(at == "{1}", "{point}: the cursor is at {at:?}");
         let end = worker.run().await?;
         ensure!(end.state == "complete", "{point}: {end:?}");
         all_upgraded(&session).await?;
     }
     Ok(())
+}
+
+/// The look at all rows ends with its time as well: it goes on behind the row that it came to, and says complete of no row that it
+/// has not seen.
+async fn a_look_at_all_rows_that_is_slow(server: Server) -> Result<()> {
+    let (session, mut worker) = sleepy(&server, 400, 0, "").await?;
+    worker.until(|step| step.state == "verifying").await?;
+    session
+        .run(
+            "alter table t disable trigger \"~migrator_guard\"; update t set b = null, applied_upgrades = '{}' where id in (1, 400); \
+              alter table t enable always trigger \"~migrator_guard\"",
+        )
+        .await?;
+    let (mut worker, step) = held_up(&session, worker, "step.passed").await?;
+    ensure!(step.state == "verifying" && step.rows == 1, "{step:?}");
+    let chunk =
+        session.row("select key_after, rows, pending from migrator.sweep_chunk order by number limit 1").await?;
+    ensure!(chunk == ["{1}", "1", "1"], "{chunk:?}");
+    let end = worker.run().await?;
+    ensure!(end.state == "complete", "{end:?}");
+    all_upgraded(&session).await
 }
 
 /// The caller's own statement_timeout would cut every step off, and the next one would begin with the same rows.

@@ -9,6 +9,8 @@ for_each_server!(
     names_that_were_added_again,
     names_of_another_shape_and_of_partitions,
     names_of_application_code,
+    names_that_were_copied_to_another_column,
+    a_guard_below_a_table_that_was_attached,
     an_output_that_a_rollback_took,
     a_column_that_changed_its_name_for_a_while
 );
@@ -233,6 +235,45 @@ async fn names_of_application_code(server: Server) -> Result<()> {
         ensure!(hint.contains("select migrator.retire_upgrade('public.page', 'code', incomplete => true);"), "{hint}");
     }
     ensure!(session.number("select count(*) from page where size is not null").await? == 1, "rows were written");
+    Ok(())
+}
+
+/// Somebody gives the table another column of names, with all that was in the one before: nothing is lost, and the guard has to be told.
+async fn names_that_were_copied_to_another_column(server: Server) -> Result<()> {
+    let (_, session, mut worker) = sized(&server).await?;
+    session
+        .run(
+            "drop view page__current; alter table page add column names text[] not null default '{}'; update page set names = applied_upgrades; \
+              alter table page rename applied_upgrades to before; alter table page rename names to applied_upgrades",
+        )
+        .await?;
+    worker.run().await?;
+    session.run("alter table page drop column before").await?;
+    let step = worker.run().await?;
+    ensure!(step.state == "blocked" && step.reason.contains("is not the one that was put there"), "{step:?}");
+    session.run("select migrator.resume_upgrades('page')").await?;
+    session.run("update page set body = 'longer' where id = 5").await?;
+    ensure!(session.number("select size from page where id = 5").await? == 6, "a write is not guarded");
+    worker.complete(&session).await
+}
+
+/// A table with upgrades becomes a partition of another one, whose columns have other numbers.
+async fn a_guard_below_a_table_that_was_attached(server: Server) -> Result<()> {
+    let database = server.database().await?;
+    let session = database.connect().await?;
+    session
+        .run(
+            "create table page (id int primary key, size int, applied_upgrades text[] not null default '{}') partition by range (id);
+             create table leaf partition of page for values from (0) to (100);
+             insert into page select generate_series(1, 50);
+             select migrator.register_upgrade('page', 'size', '{\"size\": \"id * 2\"}');
+             create table above (id int primary key, size int, gone int, applied_upgrades text[] not null default '{}') partition by range (id);
+             alter table above drop column gone; alter table above attach partition page for values from (0) to (100);
+             insert into above (id) values (51); update above set id = id where id = 7",
+        )
+        .await?;
+    let done = "select count(*) from leaf where size = id * 2 and applied_upgrades = '{size}' and id in (7, 51)";
+    ensure!(session.number(done).await? == 2, "writes are not guarded");
     Ok(())
 }
 

@@ -200,6 +200,26 @@ impl Table<'_> {
         )
     }
 
+    /// The first key of the range that still lacks something: `key`.
+    #[must_use]
+    pub fn first_lacking(&self, definition: &Definition, range: &Range) -> String {
+        format!("{} limit 1", self.lacking_keys(definition, range))
+    }
+
+    /// The last key of those behind one, from the start where there is none, and before another: `key`.
+    #[must_use]
+    pub fn last_before(&self, after: Option<&[String]>, key: &[String]) -> String {
+        let behind = Range { after: after.map(<[String]>::to_vec), until: None };
+        format!(
+            "select {} as key from {} l where {} and {} order by {} limit 1",
+            texts(self.key),
+            self.name,
+            behind.filter(self.key),
+            compare(self.key, key, "<", "<"),
+            order(self.key, ">")
+        )
+    }
+
     /// Of keys named one by one ($1) those that still lack something: `key`.
     #[must_use]
     pub fn still_lacking(&self, definition: &Definition) -> String {

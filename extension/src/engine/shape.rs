@@ -126,7 +126,8 @@ fn make(request: &Request, live: &Relation, id: i64) -> Result<Made, Failure> {
     let (key, carrier) = shapes.key()?;
     let old_columns = work.backward(&after, &key)?;
     let brings = request.upgrade;
-    fits::Fits { brings, live, shadow: &shadow, after: &after, plan: &new_columns, before: &old_columns }.check()?;
+    fits::Fits { brings, live, shadow: &shadow, after: &after, plan: &new_columns, before: &old_columns, key: &key }
+        .check()?;
     table::assert_inert(live, &shadow)?;
     table::names_are_free(live, &shadow)?;
     let builds = builds::take(&steps, &shadow, carrier)?;

@@ -146,8 +146,12 @@ unsafe fn read(table: pg_sys::Relation, text: &CStr, is_clone: bool) -> Option<K
             column.atttypid == pg_sys::TEXTARRAYOID && column.attgenerated == 0
         })?;
         let above = refuses::above(table);
-        // Partitions count their columns by themselves.
-        let counted = if is_clone { above.last().copied() } else { Some((*table).rd_id) };
+        // Partitions count their columns by themselves, and the table that has upgrades may be a partition by now.
+        let is_guarded = |table: &&pg_sys::Oid| {
+            let name = std::ffi::CString::new(super::TRIGGER).expect("a name has no NUL");
+            pg_sys::get_trigger_oid(**table, name.as_ptr(), true) != pg_sys::InvalidOid
+        };
+        let counted = if is_clone { above.iter().rev().find(is_guarded).copied() } else { Some((*table).rd_id) };
         if counted.zip(definition.names_at).is_some_and(|(counted, number)| came_again(counted, number)) {
             return None;
         }

@@ -7,7 +7,8 @@ use crate::raise;
 use migrator_core::failure::{Failure, code};
 use migrator_core::upgrade::COLUMN;
 use pgrx::{pg_guard, pg_sys};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 
 pgrx::extension_sql!(
     r#"
@@ -97,12 +98,18 @@ unsafe fn guard(data: &pg_sys::TriggerData) -> Result<pg_sys::HeapTuple, Failure
         let tuple = if inserts { data.tg_trigtuple } else { data.tg_newtuple };
         let Some(known) = known::of(data.tg_relation, data.tg_trigger) else {
             unguarded(data.tg_relation, &|table| {
-                format!("column {COLUMN} of table {table} is not the one any more that has the names of its upgrades")
+                let what = format!(
+                    "column {COLUMN} of table {table} is not the one any more that has the names of its upgrades"
+                );
+                (what, "select * from migrator.doctor(); says what to do.")
             });
             return Ok(tuple);
         };
         if !known.fits {
-            unguarded(data.tg_relation, &|table| format!("upgrades of table {table} name a column that is not there"));
+            unguarded(data.tg_relation, &|table| {
+                let what = format!("upgrades of table {table} name a column that is not there");
+                (what, "Call migrator.doctor() to see which; give the column its name back, or retire the upgrade.")
+            });
         }
         let row = (*data.tg_relation).rd_att;
         let old = (!inserts).then(|| Values::of(data.tg_trigtuple, row));
@@ -140,20 +147,19 @@ fn applier(known: &Known) -> Applier {
 }
 
 thread_local! {
-    static TOLD: Cell<bool> = const { Cell::new(false) };
+    static TOLD: RefCell<HashSet<pg_sys::Oid>> = RefCell::new(HashSet::new());
 }
 
-/// The definition does not fit the table any more. The application goes on, and hears of it once in a session. Rows lose the names of
+/// The definition does not fit the table any more. The application goes on, and hears of it once in a session and of each table. Rows lose the names of
 /// upgrades whose inputs may have changed, so that they are upgraded when the column is back.
-unsafe fn unguarded(table: pg_sys::Relation, what: &dyn Fn(&str) -> String) {
-    if TOLD.replace(true) {
+unsafe fn unguarded(table: pg_sys::Relation, what: &dyn Fn(&str) -> (String, &'static str)) {
+    // SAFETY: an open relation has its oid and its name.
+    let (oid, name) = unsafe { ((*table).rd_id, pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned()) };
+    if !TOLD.with_borrow_mut(|told| told.insert(oid)) {
         return;
     }
-    // SAFETY: an open relation has its name.
-    let name = unsafe { pgrx::name_data_to_str(&(*(*table).rd_rel).relname).to_owned() };
+    let (message, hint) = what(&name);
     raise::warn(
-        Failure::new(code::UNDEFINED_COLUMN, what(&name))
-            .detail("Writes are not affected, and not upgraded.")
-            .hint("Call migrator.doctor() to see which; give the column its name back, or retire the upgrade."),
+        Failure::new(code::UNDEFINED_COLUMN, message).detail("Writes are not affected, and not upgraded.").hint(hint),
     );
 }

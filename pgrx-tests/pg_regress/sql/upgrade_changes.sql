@@ -205,6 +205,23 @@ update other_type set tags = '[1]';
 table other_type;
 select migrator.cancel('other_type');
 
+-- Nor is there one where the column of names came with the change, and would go with it.
+create table brings_names (id int primary key, d int);
+insert into brings_names values (1);
+select migrator.create_shadow('brings_names', $$add column applied_upgrades text[] not null default '{}'$$) is not null as made;
+call migrator.prepare('brings_names');
+select relation, swapped from migrator.swap('brings_names');
+\x on
+select * from refused($$select migrator.register_upgrade('brings_names', 'd', '{"d": "id + 1"}')$$);
+\x off
+select migrator.finish('brings_names');
+
+-- A key comes back as it went, whatever its type.
+create table keyed (id int primary key, d int, applied_upgrades text[] not null default '{}');
+select migrator.register_upgrade('keyed', 'd', '{"d": "length(id::text)"}') is not null as registered;
+select migrator.create_shadow('keyed', 'alter column id type text') is not null as made;
+select migrator.cancel('keyed');
+
 -- A table that somebody made has to fit like one that is registered.
 \x on
 create table adopting (id int not null primary key, n int, d int);

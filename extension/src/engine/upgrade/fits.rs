@@ -10,7 +10,7 @@ use crate::engine::change::Change;
 use crate::engine::shape::keys;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, plain};
-use migrator_core::plan::{NewColumn, OldColumn};
+use migrator_core::plan::{KeyColumn, NewColumn, OldColumn};
 use migrator_core::state::State;
 use migrator_core::upgrade::COLUMN;
 
@@ -25,6 +25,8 @@ pub struct Fits<'a> {
     pub plan: &'a [NewColumn],
     /// The columns before, and how they come back with a rollback.
     pub before: &'a [OldColumn],
+    /// Those of the key come back as they went, whatever their type.
+    pub key: &'a [KeyColumn],
 }
 
 /// Keeps what is registered as it is until the end of the transaction: of a change that begins and an upgrade that is registered at
@@ -58,7 +60,8 @@ pub fn open_change(live: &Relation, upgrade: &str) -> Result<(), Failure> {
     let after = definition::columns(shadow.oid)?;
     let plan = &change.plan.new_columns;
     let brings = plan.iter().any(|column| column.upgraded);
-    Fits { brings, live, shadow: &shadow, after: &after, plan, before: &change.plan.old_columns }.check().map_err(|failure| {
+    let (before, key) = (&change.plan.old_columns, &change.plan.key);
+    Fits { brings, live, shadow: &shadow, after: &after, plan, before, key }.check().map_err(|failure| {
         refused(failure, format!("Register it when the change is swapped: call migrator.prepare(change => {id}); or give the change up first: select migrator.cancel(change => {id});"))
     })
 }
@@ -72,9 +75,13 @@ fn way_back(live: &Relation, change: &Change, upgrade: &str) -> Result<(), Failu
     let comes = |new: &NewColumn, name: &Ident| new.upgraded || keys::is_unchanged(&new.source, name);
     let stays = |name: &Ident| {
         let new = plan.new_columns.iter().find(|new| new.name == *name && new.old.as_ref() == Some(name));
-        new.is_some_and(|new| comes(new, name) && (new.upgraded || goes_back(&plan.old_columns, name)))
+        new.is_some_and(|new| comes(new, name) && (new.upgraded || goes_back(&plan.old_columns, &plan.key, name)))
     };
     let before = |name: &Ident| plan.old_columns.iter().any(|old| old.name == *name);
+    if !before(&Ident::from(COLUMN)) {
+        return Err(Failure::new(code::NOT_IN_STATE, format!("column {COLUMN} of {} came with it", live.name.plain()))
+            .detail("A rollback would take it, and with it what tells which rows are upgraded. Nothing was changed."));
+    }
     let registered = Upgraded::get(live.oid)?.registered()?;
     let Some(registered) = registered.iter().find(|there| there.name == upgrade) else { return Ok(()) };
     let columns: Vec<&Ident> = registered.definition.inputs.iter().chain(registered.definition.outputs()).collect();
@@ -94,7 +101,7 @@ fn way_back(live: &Relation, change: &Change, upgrade: &str) -> Result<(), Failu
         Failure::new(
             code::NOT_IN_STATE,
             format!(
-                "{} was another one before it, which the upgrade does not fit: {}",
+                "what {} was before it has columns that the upgrade cannot read: {}",
                 live.name.plain(),
                 failure.message
             ),
@@ -104,8 +111,9 @@ fn way_back(live: &Relation, change: &Change, upgrade: &str) -> Result<(), Failu
 }
 
 /// Whether a rollback gives rows in a column what they have in the one of its name.
-fn goes_back(before: &[OldColumn], name: &Ident) -> bool {
-    before.iter().any(|old| old.name == *name && old.new.as_ref() == Some(name) && old.goes_back_as_it_is())
+fn goes_back(before: &[OldColumn], key: &[KeyColumn], name: &Ident) -> bool {
+    let as_it_is = |old: &OldColumn| old.goes_back_as_it_is() || key.iter().any(|key| key.old == old.name);
+    before.iter().any(|old| old.name == *name && old.new.as_ref() == Some(name) && as_it_is(old))
 }
 
 /// Whether the guard can read an upgrade's expressions over another table, which takes the place of the live one.
@@ -253,7 +261,7 @@ impl Fits<'_> {
     }
 
     fn carried(&self, name: &Ident, new: &NewColumn, why: &str) -> Result<(), Failure> {
-        if self.brings || keys::is_unchanged(&new.source, name) && goes_back(self.before, name) {
+        if self.brings || keys::is_unchanged(&new.source, name) && goes_back(self.before, self.key, name) {
             return Ok(());
         }
         Err(Failure::new(
@@ -266,7 +274,7 @@ impl Fits<'_> {
         )
         .detail(format!("{why} Nothing was changed."))
         .hint(format!(
-            "Leave the column out of transform, reverse and USING; or retire the upgrades first: select name, state, next_step from migrator.upgrades where relation = {};",
+            "Leave its values as they are, there (transform, USING) and back (reverse); or retire the upgrades first: select name, state, next_step from migrator.upgrades where relation = {};",
             self.live.as_shown()
         )))
     }

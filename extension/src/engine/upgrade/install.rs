@@ -290,7 +290,8 @@ fn unlike(table: &Upgraded, definition: &Definition, columns: &[Column]) -> Resu
     if let Err(behind) = register::last_to_fire(&table.relation) {
         return Ok(Some(behind));
     }
-    // Of a restored table the number of names is learnt, and the guard goes on with the one before: columns only move up, so it is right still.
+    // In a restored table columns have moved up, and the guard goes on with the number before: it is right still, and one that is too low
+    // is not, for it would take the column for one that was added again.
     let wanted = Definition { names_at: None, ..definition.clone() };
     let wanted = serde_json::to_string(&wanted).expect("a definition is plain data");
     let wrong: Option<Guard> = spi::fetch_optional(
@@ -299,16 +300,32 @@ fn unlike(table: &Upgraded, definition: &Definition, columns: &[Column]) -> Resu
                  case when t.oid is null then 'is gone' when t.tgenabled <> 'A' then 'was switched off' \
                    when t.tgfoid <> 'migrator._guard()'::pg_catalog.regprocedure or t.tgnargs <> 1 then 'is not the one that was put there' \
                    when pg_catalog.regexp_replace(pg_catalog.convert_from(pg_catalog.substr(t.tgargs, 1, pg_catalog.length(t.tgargs) - 1), \
-                          pg_catalog.getdatabaseencoding()), ',\"names_at\":[0-9]+', '') <> $3 then 'is not the one that was put there' end as what \
+                          pg_catalog.getdatabaseencoding()), ',\"names_at\":[0-9]+', '') <> $3 or {NAMES_AT} < $4 then 'is not the one that was put there' end as what \
                from {} m left join pg_catalog.pg_trigger t on t.tgrelid = m.oid and t.tgname = $2) g \
              where g.what is not null order by g.oid <> $1::oid, g.name limit 1",
             table::TREE
         ),
-        &[pg_sys::Oid::from(table.relation.oid).into(), TRIGGER.into(), wanted.into()],
+        &[pg_sys::Oid::from(table.relation.oid).into(), TRIGGER.into(), wanted.into(), definition.names_at.into()],
     )?;
     let Some(Guard { name: guarded, what }) = wrong else { return Ok(None) };
     Ok(Some(Failure::new(code::NOT_IN_STATE, format!("the guard of table {guarded}, trigger {}, {what}", plain(TRIGGER)))
         .hint("Rows that were written without it may have outputs that do not fit their inputs. Resuming puts it back.")))
+}
+
+/// The number of the column of names that the guard `t` (of `pg_trigger`) knows. In SQL.
+const NAMES_AT: &str = "pg_catalog.substring(pg_catalog.convert_from(pg_catalog.substr(t.tgargs, 1, pg_catalog.length(t.tgargs) - 1), \
+     pg_catalog.getdatabaseencoding()), ',\"names_at\":([0-9]+)')::pg_catalog.int2";
+
+/// Whether the guard knows another number of the column of names, or none. It is the one that was put there.
+fn knows_other_names(table: &Upgraded) -> Result<bool, Failure> {
+    let definition = table.definition()?;
+    let rows = spi::execute(
+        &format!(
+            "select from pg_catalog.pg_trigger t where t.tgrelid = $1 and t.tgname = $2 and {NAMES_AT} is distinct from $3"
+        ),
+        &[pg_sys::Oid::from(table.relation.oid).into(), TRIGGER.into(), definition.names_at.into()],
+    )?;
+    Ok(rows > 0)
 }
 
 /// Puts guard and view back where they are not as they should be, and has the guard and the sweeps find rows by the key that the table has now. Whether
@@ -325,7 +342,7 @@ pub fn reinstall(table: &Upgraded) -> Result<bool, Failure> {
         return Err(failure.clone().detail("Nothing was changed."));
     }
     let key = if table::key_stands(table)? { table.key.clone() } else { table::key_of(&table.relation)? };
-    let moved = numbers::renew(&table.relation)?;
+    let moved = numbers::renew(&table.relation)? || off.is_none() && knows_other_names(table)?;
     let unseen = view::is_gone(table)?;
     if table::renew_key(table.relation.oid, &key)? || moved || unseen || off.is_some() {
         let what = format!("the guard of table {} could not be put back", table.relation.name.plain());

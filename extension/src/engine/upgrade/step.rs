@@ -402,9 +402,9 @@ fn upgrade(
         }
         Err(failure) => return Err(failure),
     };
-    // A batch that was cut short has not passed its range: the next one finds there what is left.
+    // A batch that was cut short has not passed its range: the next one begins with what is left.
     let cut = done.cut && !held;
-    let after = if cut { chunk.key_after.clone() } else { until };
+    let after = if cut { passed(definition, keyset, &Range { after: chunk.key_after.clone(), until })? } else { until };
     let mut skipped = if held { vec![] } else { chunk.skipped.clone() };
     if !cut {
         skipped.extend(done.skipped.iter().cloned());
@@ -412,7 +412,7 @@ fn upgrade(
     let took = meter.batch(i32::try_from(done.scanned).unwrap_or(rows));
     let pace = match wanted {
         _ if held => chunk.pace,
-        _ if cut => chunk.pace.cut(took, rows),
+        _ if cut => chunk.pace.cut(aim, took, rows),
         Some(wanted) => Pace { size: chunk.pace.size.saturating_mul(2).min(wanted), ..chunk.pace },
         None => chunk.pace.after(aim, took),
     };
@@ -422,7 +422,7 @@ fn upgrade(
         chunk,
         &Progress {
             after: after.as_deref(),
-            rows: if held || cut { 0 } else { done.scanned },
+            rows: if held || cut && after == chunk.key_after { 0 } else { done.scanned },
             written: done.written,
             pending: 0,
             counts: None,
@@ -446,6 +446,15 @@ fn upgrade(
     }
     step.statement = vacuum(table)?;
     Ok(step)
+}
+
+/// The key up to which no row of a range lacks anything any more; what was written mostly lies in the order of the key. A batch that began with the
+/// range once more would look at all that was done, in which each row has two entries in each index by now.
+fn passed(definition: &Definition, keyset: &Keyset<'_>, range: &Range) -> Result<Option<Vec<String>>, Failure> {
+    let key = |sql: &str| Ok(keyset.query::<Found>(sql, &[])?.into_iter().next().map(|found| found.key));
+    let Some(first) = key(&keyset.table().first_lacking(definition, range))? else { return Ok(range.until.clone()) };
+    let before = key(&keyset.table().last_before(range.after.as_deref(), &first))?;
+    Ok(before.or_else(|| range.after.clone()))
 }
 
 /// Whether nothing but retired names is left to take off: everything else that batches do is complete.
@@ -501,13 +510,14 @@ fn verify(
     Ok(Step { rows: counted.scanned, ..Step::new("verifying") })
 }
 
+#[derive(Deserialize)]
+struct Found {
+    key: Vec<String>,
+}
+
 fn boundary(keyset: &Keyset<'_>, range: &Range, rows: i32) -> Result<Option<Vec<String>>, Failure> {
-    #[derive(Deserialize)]
-    struct Key {
-        key: Vec<String>,
-    }
     let sql = keyset.table().boundary(range, i64::from(rows));
-    let found: Vec<Key> = looked::for_its_end(|| keyset.query(&sql, &[]))?;
+    let found: Vec<Found> = looked::for_its_end(|| keyset.query(&sql, &[]))?;
     Ok(found.into_iter().next().map(|found| found.key))
 }
 
