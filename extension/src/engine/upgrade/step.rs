@@ -317,7 +317,14 @@ fn nothing_to_claim(table: &Upgraded, kind: Kind, lease_ms: i32) -> Result<Step,
     if sum.done < sum.chunks {
         for holder in sweep::overdue(table, lease_ms)? {
             spi::execute("select pg_catalog.pg_terminate_backend($1)", &[holder.pid.into()])?;
-            if holder.told {
+            // Others may be about to tell of it too: whoever has the table's row looks once more.
+            let untold = || {
+                let all = sweep::overdue(table, lease_ms)?;
+                Ok::<_, Failure>(
+                    all.iter().any(|other| (other.pid, other.number, other.told) == (holder.pid, holder.number, false)),
+                )
+            };
+            if holder.told || !table.alone()? || !untold()? {
                 continue;
             }
             table.event(
