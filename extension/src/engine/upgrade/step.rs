@@ -316,15 +316,16 @@ fn nothing_to_claim(table: &Upgraded, kind: Kind, lease_ms: i32) -> Result<Step,
     let sum = sweep::sum(table)?;
     if sum.done < sum.chunks {
         for holder in sweep::overdue(table, lease_ms)? {
-            spi::execute("select pg_catalog.pg_terminate_backend($1)", &[holder.pid.into()])?;
-            // Others may be about to tell of it too: whoever has the table's row looks once more.
+            // Others may be about to tell of it too: whoever has the table's row looks once more, before the session is gone.
             let untold = || {
                 let all = sweep::overdue(table, lease_ms)?;
                 Ok::<_, Failure>(
                     all.iter().any(|other| (other.pid, other.number, other.told) == (holder.pid, holder.number, false)),
                 )
             };
-            if holder.told || !table.alone()? || !untold()? {
+            let tell = !holder.told && table.alone()? && untold()?;
+            spi::execute("select pg_catalog.pg_terminate_backend($1)", &[holder.pid.into()])?;
+            if !tell {
                 continue;
             }
             table.event(
