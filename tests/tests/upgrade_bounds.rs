@@ -8,6 +8,7 @@ for_each_server!(
     slow_rows,
     the_time_that_was_asked_for,
     rows_that_are_slow_to_come,
+    a_look_for_the_end_that_reads_the_rows,
     a_look_at_all_rows_that_is_slow,
     slow_rows_under_a_short_timeout,
     heavy_rows,
@@ -118,6 +119,23 @@ async fn rows_that_are_slow_to_come(server: Server) -> Result<()> {
         ensure!(end.state == "complete", "{point}: {end:?}");
         all_upgraded(&session).await?;
     }
+    Ok(())
+}
+
+/// Where all pages are visible an index alone could tell the end of a batch; the scan that locks would then meet all that has to come
+/// from the disk when its time is over. Each row of a batch is fetched by the key's index twice: in the look, and to be locked.
+async fn a_look_for_the_end_that_reads_the_rows(server: Server) -> Result<()> {
+    let (session, mut worker) = sleepy(&server, 20_000, 0, ", batch_size => 400").await?;
+    session.run("vacuum (freeze, analyze) t").await?;
+    ensure!(worker.step().await?.rows == 0, "the first step only begins");
+    let fetched = "select sum(idx_tup_fetch) from pg_stat_user_indexes where relid = 't'::regclass";
+    worker.session().run("select pg_stat_force_next_flush()").await?;
+    let before = session.number(fetched).await?;
+    let step = worker.step().await?;
+    ensure!(step.state == "upgrading" && step.rows > 50, "{step:?}");
+    worker.session().run("select pg_stat_force_next_flush()").await?;
+    let read = session.number(fetched).await? - before;
+    ensure!(read >= 2 * step.rows, "{read} fetches for {} rows", step.rows);
     Ok(())
 }
 

@@ -1,10 +1,13 @@
 //! The bench: what a change costs, side by side with pg_repack and with a blocking ALTER TABLE, on PostgreSQL 15.
 //!
 //! MIGRATOR_SCALE: millions of rows (2). `--rounds N`: how often each is measured, in turn (3); medians count.
-//! `--only PART`: one of whole, copy, capture, lock, upgrades. `--json` prints the results as JSON; they are also in
+//! `--only PART,…`: of whole, copy, capture, lock, upgrades, late, guard. `--json` prints the results as JSON; they are also in
 //! target/bench.json. `--check` ends with an error when a limit is broken.
 
 mod beside;
+mod guarded;
+mod late;
+mod sweep;
 mod upgrades;
 
 use migrator_tests::lock_watch::LockWatch;
@@ -32,12 +35,12 @@ const SETTINGS: [(&str, &str); 9] = [
 /// Connections that work at the same time, for migrator and for pg_repack alike.
 const JOBS: &str = "2";
 
-const PARTS: [&str; 5] = ["whole", "copy", "capture", "lock", "upgrades"];
+const PARTS: [&str; 7] = ["whole", "copy", "capture", "lock", "upgrades", "late", "guard"];
 
 struct Wishes {
     rows: i64,
     rounds: usize,
-    only: Option<String>,
+    only: Vec<String>,
     json: bool,
     check: bool,
 }
@@ -95,18 +98,20 @@ fn bench() -> Result<()> {
 
 fn wishes() -> Result<Wishes> {
     let scale: f64 = std::env::var("MIGRATOR_SCALE").ok().map_or(Ok(2.0), |text| text.parse())?;
-    let mut wishes = Wishes { rows: (scale * 1e6) as i64, rounds: 3, only: None, json: false, check: false };
+    let mut wishes = Wishes { rows: (scale * 1e6) as i64, rounds: 3, only: vec![], json: false, check: false };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--json" => wishes.json = true,
             "--check" => wishes.check = true,
             "--only" => {
-                let part = arguments.next().filter(|part| PARTS.contains(&part.as_str()));
-                wishes.only = Some(part.with_context(|| format!("--only takes one of {}", PARTS.join(", ")))?);
+                let parts = arguments.next().unwrap_or_default();
+                wishes.only = parts.split(',').map(str::to_string).collect();
+                let known = wishes.only.iter().all(|part| PARTS.contains(&part.as_str()));
+                ensure!(known, "--only takes some of {}, with commas between them", PARTS.join(", "));
             }
             "--rounds" => wishes.rounds = arguments.next().context("--rounds takes a number")?.parse()?,
-            other => bail!("unknown argument {other}: --only PART, --rounds N, --json, --check"),
+            other => bail!("unknown argument {other}: --only PART,…, --rounds N, --json, --check"),
         }
     }
     Ok(wishes)
@@ -170,7 +175,7 @@ async fn measure(wishes: &Wishes) -> Result<(String, Vec<Line>)> {
     for _ in 0..2 {
         fresh(&session).await?;
     }
-    let wanted = |part: &str| wishes.only.as_deref().is_none_or(|only| only == part);
+    let wanted = |part: &str| wishes.only.is_empty() || wishes.only.iter().any(|only| only == part);
     let mut lines = vec![];
     if wanted("whole") {
         lines.extend(whole_changes(&database, &session, wishes, repack).await?);
@@ -184,9 +189,15 @@ async fn measure(wishes: &Wishes) -> Result<(String, Vec<Line>)> {
     if wanted("lock") {
         lines.push(lock_hold(&database, &session, wishes).await?);
     }
+    session.run("drop table if exists big, base").await?;
     if wanted("upgrades") {
-        session.run("drop table if exists big, base").await?;
         lines.extend(upgrades::measure(&database, &session, wishes).await?);
+    }
+    if wanted("late") {
+        lines.push(late::measure(&database, &session, wishes.rows).await?);
+    }
+    if wanted("guard") {
+        lines.extend(guarded::measure(&database, &session, wishes.rounds).await?);
     }
     Ok((version, lines))
 }

@@ -2,28 +2,32 @@
 //! anti-predicate with LIMIT, as a library in the application would do it.
 
 use super::beside::Beside;
+use super::sweep::{Longest, sweep};
 use super::{Line, Wishes, median, timed};
-use migrator_tests::program::postgresql;
 use migrator_tests::*;
-use std::time::{Duration, Instant};
 
 const MEGA: f64 = 1024.0 * 1024.0;
-const EXPRESSION: &str = "to_jsonb(content)";
+pub(super) const EXPRESSION: &str = "to_jsonb(content)";
 
 /// News articles: a primary key and two more indexes, no room on their pages.
 async fn fresh(session: &Session, rows: i64) -> Result<()> {
+    articles(session, "article", rows).await
+}
+
+/// The same in any table.
+pub(super) async fn articles(session: &Session, table: &str, rows: i64) -> Result<()> {
     session
         .run(&format!(
-            "drop table if exists article cascade;
-             create table article (id bigint primary key, headline text not null, content text, content2 jsonb, words int, slug text,
+            "drop table if exists {table} cascade;
+             create table {table} (id bigint primary key, headline text not null, content text, content2 jsonb, words int, slug text,
                  live boolean not null, published timestamptz not null, applied_upgrades text[] not null default '{{}}');
-             insert into article (id, headline, content, live, published)
+             insert into {table} (id, headline, content, live, published)
              select g, 'headline of article ' || g, repeat(md5(g::text), 4), g % 5 <> 0, timestamptz '2020-01-01' + g * interval '1 minute'
                from generate_series(1, {rows}) g;
-             create index article_published on article (published); create index article_headline on article (headline)"
+             create index on {table} (published); create index on {table} (headline)"
         ))
         .await?;
-    session.run("vacuum (freeze, analyze) article").await?;
+    session.run(&format!("vacuum (freeze, analyze) {table}")).await?;
     session.run("checkpoint").await?;
     Ok(())
 }
@@ -35,102 +39,12 @@ async fn register(session: &Session, name: &str, column: &str, expression: &str)
     Ok(())
 }
 
-/// What a sweep did.
-#[derive(Default)]
-struct Swept {
-    /// Seconds until the last row was written.
-    seconds: f64,
-    /// Seconds of the look at all rows after that.
-    verified: f64,
-    /// Seconds and rows of each batch.
-    batches: Vec<(f64, f64)>,
-    /// When each call began, how long it took, and what it did.
-    calls: Vec<(Instant, Duration, String)>,
-    /// The longest of them.
-    longest: Longest,
-}
-
-/// The longest transaction, in seconds.
-#[derive(Default, Clone)]
-struct Longest {
-    /// But for what somebody who wrote one row beside it waited within its time.
-    alone: f64,
-    /// What it did.
-    what: String,
-    /// The longest with that.
-    whole: f64,
-    /// The longest of those other writes, and what all but one in a thousand took.
-    beside: f64,
-    usual: f64,
-}
-
-impl Longest {
-    fn or(self, other: Longest) -> Longest {
-        let (whole, beside, usual) =
-            (self.whole.max(other.whole), self.beside.max(other.beside), self.usual.max(other.usual));
-        let longer = if other.alone > self.alone { other } else { self };
-        Longest { whole, beside, usual, ..longer }
-    }
-}
-
-/// Drives steps from some connections as the agent does; VACUUM, where it is asked for, on one of its own.
-async fn sweep(database: &Database, workers: usize) -> Result<Swept> {
-    let beside = Beside::begin(database).await?;
-    let begun = Instant::now();
-    let vacuums = std::sync::Arc::new(tokio::sync::Mutex::new(()));
-    let mut tasks = Vec::new();
-    for number in 0..workers {
-        let (database, vacuums) = (database.clone(), vacuums.clone());
-        tasks.push(tokio::spawn(async move {
-            let session = database.connect_as("postgres", "bench:upgrade").await?;
-            let mut swept = Swept::default();
-            let mut cleaning = Vec::new();
-            loop {
-                let sql = format!("select state, rows, done, wait_ms, coalesce(statement, '') from migrator.step('article', 'w{number}')");
-                let called = Instant::now();
-                let (seconds, row) = timed(session.row(&sql)).await?;
-                let rows: f64 = row[1].parse()?;
-                swept.calls.push((called, Duration::from_secs_f64(seconds), row[0].clone()));
-                if row[0] == "upgrading" && rows > 0.0 {
-                    swept.batches.push((seconds, rows));
-                    swept.seconds = begun.elapsed().as_secs_f64();
-                }
-                if row[2] == "t" {
-                    break;
-                }
-                if !row[4].is_empty() {
-                    let (database, vacuums, statement) = (database.clone(), vacuums.clone(), row[4].clone());
-                    cleaning.push(tokio::spawn(async move {
-                        let _one = vacuums.lock().await;
-                        database.connect_as("postgres", "bench:vacuum").await?.run(&statement).await?;
-                        Ok::<(), anyhow::Error>(())
-                    }));
-                }
-                tokio::time::sleep(Duration::from_millis(row[3].parse()?)).await;
-            }
-            for vacuum in cleaning {
-                vacuum.await??;
-            }
-            Ok::<Swept, anyhow::Error>(swept)
-        }));
-    }
-    let mut all = Swept::default();
-    for task in tasks {
-        let one = task.await??;
-        all.seconds = all.seconds.max(one.seconds);
-        all.calls.extend(one.calls);
-        all.batches.extend(one.batches);
-    }
-    all.verified = begun.elapsed().as_secs_f64() - all.seconds;
-    let writes = beside.end().await?;
-    all.longest.beside = writes.longest();
-    all.longest.usual = writes.usual();
-    for (begun, took, what) in all.calls.drain(..) {
-        let whole = took.as_secs_f64();
-        let alone = whole - writes.waited(begun, took);
-        all.longest = all.longest.or(Longest { alone, whole, what, ..Longest::default() });
-    }
-    Ok(all)
+/// The upgrade of which most is measured.
+pub(super) async fn blocks(session: &Session, table: &str) -> Result<()> {
+    session
+        .run(&format!("select migrator.register_upgrade('{table}', 'blocks', $${{\"content2\": \"{EXPRESSION}\"}}$$)"))
+        .await?;
+    Ok(())
 }
 
 async fn wal(session: &Session) -> Result<f64> {
@@ -156,7 +70,7 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
         (vec![], vec![], vec![], vec![], vec![], vec![]);
     let (mut single_wal, mut one_wal, mut growth, mut plain_growth, mut wider) =
         (vec![], vec![], vec![], vec![], vec![]);
-    let (mut early, mut late, mut longest) = (vec![], vec![], Longest::default());
+    let mut longest = Longest::default();
     let (mut longest_looped, mut beside_looped, mut usual_looped) = (0_f64, 0_f64, 0_f64);
     let (mut beside_single, mut usual_single) = (0_f64, 0_f64);
     for round in 1..=wishes.rounds {
@@ -174,39 +88,34 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
         wider.push(packed(session).await? / size);
 
         fresh(session, rows).await?;
-        register(session, "blocks", "content2", EXPRESSION).await?;
-        let swept = sweep(database, 1).await?;
+        blocks(session, "article").await?;
+        let swept = sweep(database, "article", 1).await?;
         let after = heap(session).await?;
         growth.push((after, packed(session).await?));
         one.push(swept.seconds);
         verified.push(swept.verified);
         longest = longest.or(swept.longest);
-        let costs: Vec<f64> = swept.batches.iter().map(|(seconds, rows)| seconds / rows * 1e6).collect();
-        // The first batches look for their size.
-        let (tenth, quarter) = (costs.len() / 10, (costs.len() / 4).max(1));
-        early.push(median(&costs[tenth..(tenth + quarter).min(costs.len())]));
-        late.push(median(&costs[costs.len() - quarter..]));
         check(session).await?;
 
         // WAL without that of VACUUM: the same without it.
         fresh(session, rows).await?;
-        register(session, "blocks", "content2", EXPRESSION).await?;
+        blocks(session, "article").await?;
         let begun = wal(session).await?;
         session.run("call migrator.run_upgrades('article')").await?;
         one_wal.push((wal(session).await? - begun) / rows as f64);
 
         fresh(session, rows).await?;
-        register(session, "blocks", "content2", EXPRESSION).await?;
-        let swept = sweep(database, 2).await?;
+        blocks(session, "article").await?;
+        let swept = sweep(database, "article", 2).await?;
         two.push(swept.seconds);
         longest = longest.or(swept.longest);
         check(session).await?;
 
         fresh(session, rows).await?;
-        register(session, "blocks", "content2", EXPRESSION).await?;
+        blocks(session, "article").await?;
         register(session, "words", "words", "length(content)").await?;
         register(session, "slug", "slug", "lower(replace(headline, ' ', '-'))").await?;
-        let swept = sweep(database, 1).await?;
+        let swept = sweep(database, "article", 1).await?;
         three.push(swept.seconds);
         longest = longest.or(swept.longest);
         check(session).await?;
@@ -229,7 +138,6 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
     }
     let (one_by_one, sample) = one_by_one(session, rows).await?;
     let (before, after) = as_wide_as_before(database, session, rows).await?;
-    let [(with, without), (derived, by_hand)] = guarded(database, session, wishes).await?;
     let seconds = |name, ours: &[f64], theirs: &[f64], limit, note: String| Line {
         name,
         ours: median(ours),
@@ -291,14 +199,6 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
             ),
         },
         Line {
-            name: "last batch / first batch, a row",
-            ours: median(&late),
-            theirs: Some(median(&early)),
-            unit: "µs",
-            limit: 1.2,
-            note: "medians of the last and of the first quarter".into(),
-        },
-        Line {
             name: "heap after / the same rows in a new table",
             ours: median(&growth.iter().map(|(after, _)| after / MEGA).collect::<Vec<_>>()),
             theirs: Some(median(&growth.iter().map(|(_, packed)| packed / MEGA).collect::<Vec<_>>())),
@@ -325,22 +225,6 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
             unit: "B",
             limit: 1.15,
             note: "without VACUUM".into(),
-        },
-        Line {
-            name: "UPDATE of a row, with guard / without",
-            ours: with,
-            theirs: Some(without),
-            unit: "µs",
-            limit: 1.1,
-            note: "by pgbench, one client, a second each in turn; a column that no upgrade reads".into(),
-        },
-        Line {
-            name: "UPDATE of an input, output by guard / by the statement",
-            ours: derived,
-            theirs: Some(by_hand),
-            unit: "µs",
-            limit: f64::INFINITY,
-            note: "the same; without the guard the statement writes both columns".into(),
         },
     ])
 }
@@ -413,50 +297,6 @@ async fn as_wide_as_before(database: &Database, session: &Session, rows: i64) ->
     session
         .run("select migrator.register_upgrade('article', 'other', '{\"live\": \"not live\"}', safe_in_place => true)")
         .await?;
-    sweep(database, 1).await?;
+    sweep(database, "article", 1).await?;
     Ok((before, heap(session).await?))
-}
-
-/// Microseconds of an UPDATE of one row with and without the guard: of a column that no upgrade reads, and of one that an output is made
-/// from, which without it the statement writes itself.
-async fn guarded(database: &Database, session: &Session, wishes: &Wishes) -> Result<[(f64, f64); 2]> {
-    const INPUT: &str = "content = 'content of ' || :id";
-    fresh(session, 100_000).await?;
-    register(session, "blocks", "content2", EXPRESSION).await?;
-    session.run("call migrator.run_upgrades('article')").await?;
-    session.run("vacuum (freeze, analyze) article").await?;
-    session.run("alter table article set (fillfactor = 50)").await?;
-    session.run("vacuum full article").await?;
-    let both = format!("{INPUT}, content2 = to_jsonb('content of ' || :id)");
-    let (mut with, mut without, mut derived, mut by_hand) = (vec![], vec![], vec![], vec![]);
-    for _ in 0..wishes.rounds.max(3) * 6 {
-        for guarded in [true, false] {
-            let verb = if guarded { "enable always" } else { "disable" };
-            session.run(&format!("alter table article {verb} trigger \"~migrator_guard\"")).await?;
-            let seconds = by_pgbench(database, "live = not live").await?;
-            if guarded {
-                with.push(seconds)
-            } else {
-                without.push(seconds)
-            }
-            let seconds = by_pgbench(database, if guarded { INPUT } else { &both }).await?;
-            if guarded { derived.push(seconds) } else { by_hand.push(seconds) }
-        }
-    }
-    Ok([(median(&with), median(&without)), (median(&derived), median(&by_hand))])
-}
-
-async fn by_pgbench(database: &Database, set: &str) -> Result<f64> {
-    let script = tempfile::NamedTempFile::new()?;
-    let update = format!("\\set id random(1, 100000)\nupdate article set {set} where id = :id;\n");
-    std::fs::write(script.path(), update)?;
-    let mut command = postgresql(database, "pgbench");
-    command
-        .env("PGOPTIONS", "-c synchronous_commit=off")
-        .args(["-n", "-M", "prepared", "-c", "1", "-T", "1", "-f"])
-        .arg(script.path());
-    let said = program::run(&mut command).await?.fine()?;
-    // It rounds the latency to whole microseconds.
-    let rate = said.lines().find_map(|line| line.strip_prefix("tps = ")).context("pgbench tells its rate")?;
-    Ok(1e6 / rate.split(' ').next().unwrap_or_default().parse::<f64>()?)
 }
