@@ -125,14 +125,20 @@ async fn rows_that_are_slow_to_come(server: Server) -> Result<()> {
 /// Where all pages are visible an index alone could tell the end of a batch; the scan that locks would then meet all that has to come
 /// from the disk when its time is over. Each row of a batch is fetched by the key's index twice: in the look, and to be locked.
 async fn a_look_for_the_end_that_reads_the_rows(server: Server) -> Result<()> {
-    let (session, mut worker) = sleepy(&server, 20_000, 0, ", batch_size => 400").await?;
-    session.run("vacuum (freeze, analyze) t").await?;
+    let (session, mut worker) = sleepy(&server, 20_000, 0, ", batch_size => 400, target => '1 minute'").await?;
+    let visible =
+        "select (relallvisible > 0 and relallvisible = relpages)::int from pg_class where oid = 't'::regclass";
+    let deadline = Instant::now() + change::PATIENCE;
+    while session.number(visible).await? == 0 {
+        ensure!(Instant::now() < deadline, "somebody's snapshot is too old for pages to be visible");
+        session.run("vacuum (freeze, analyze) t").await?;
+    }
     ensure!(worker.step().await?.rows == 0, "the first step only begins");
     let fetched = "select sum(idx_tup_fetch) from pg_stat_user_indexes where relid = 't'::regclass";
     worker.session().run("select pg_stat_force_next_flush()").await?;
     let before = session.number(fetched).await?;
     let step = worker.step().await?;
-    ensure!(step.state == "upgrading" && step.rows > 50, "{step:?}");
+    ensure!(step.state == "upgrading" && step.rows == 400, "{step:?}");
     worker.session().run("select pg_stat_force_next_flush()").await?;
     let read = session.number(fetched).await? - before;
     ensure!(read >= 2 * step.rows, "{read} fetches for {} rows", step.rows);
