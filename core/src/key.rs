@@ -44,6 +44,19 @@ pub fn kept(old: KeyType<'_>, new: KeyType<'_>) -> Option<Kept> {
     Some(Kept { same_order: ordered })
 }
 
+/// Whether an assignment from one to the other, whichever way, leaves a value what it is or refuses it: nothing is rounded.
+#[must_use]
+pub fn none_rounds(one: KeyType<'_>, other: KeyType<'_>) -> bool {
+    let both = |bases: &[&str]| bases.contains(&one.base) && bases.contains(&other.base);
+    let digits = |modifier: i32| (modifier >= 0).then(|| precision_and_scale(modifier).1);
+    match one.base {
+        base if base != other.base => both(&["smallint", "integer", "bigint"]) || both(&["text", "character varying"]),
+        "numeric" => digits(one.modifier) == digits(other.modifier),
+        base if base.starts_with("time") || base.starts_with("interval") => one.modifier == other.modifier,
+        _ => true,
+    }
+}
+
 /// Whether every value of the type with the old modifier is the same value with the new one.
 fn wider(base: &str, old: i32, new: i32) -> bool {
     if old == new || new < 0 {
@@ -55,12 +68,8 @@ fn wider(base: &str, old: i32, new: i32) -> bool {
     match base {
         "character varying" | "character" | "bit varying" => new > old,
         "numeric" => {
-            // precision and scale as numeric.c packs them; a scale is a signed number of 11 bits since 15
-            let parts = |modifier: i32| {
-                let packed = modifier - 4;
-                ((packed >> 16) & 0xffff, ((packed & 0x7ff) ^ 1024) - 1024)
-            };
-            let ((old_precision, old_scale), (new_precision, new_scale)) = (parts(old), parts(new));
+            let (old_precision, old_scale) = precision_and_scale(old);
+            let (new_precision, new_scale) = precision_and_scale(new);
             new_scale >= old_scale && new_precision - new_scale >= old_precision - old_scale
         }
         "timestamp without time zone"
@@ -69,6 +78,12 @@ fn wider(base: &str, old: i32, new: i32) -> bool {
         | "time with time zone" => new > old,
         _ => false,
     }
+}
+
+/// Of a `numeric`, as numeric.c packs them; a scale is a signed number of 11 bits since 15.
+fn precision_and_scale(modifier: i32) -> (i32, i32) {
+    let packed = modifier - 4;
+    ((packed >> 16) & 0xffff, ((packed & 0x7ff) ^ 1024) - 1024)
 }
 
 #[cfg(test)]
@@ -129,5 +144,29 @@ mod tests {
         assert!(kept(numeric(10, 2), numeric(10, 4)).is_none());
         assert!(kept(numeric(10, 2), numeric(12, 1)).is_none());
         assert!(kept(numeric(3, -2), numeric(5, 0)).is_some());
+    }
+
+    #[test]
+    fn what_rounds_on_one_of_both_ways() {
+        let whole = |base| plain(base);
+        for (one, other) in [
+            (whole("integer"), whole("bigint")),
+            (whole("text"), text("character varying", 9, 0)),
+            (numeric(10, 2), numeric(12, 2)),
+            (whole("jsonb"), whole("jsonb")),
+        ] {
+            assert!(none_rounds(one, other) && none_rounds(other, one), "{one:?} {other:?}");
+        }
+        for (one, other) in [
+            (whole("integer"), whole("numeric")),
+            (whole("numeric"), numeric(10, 2)),
+            (numeric(10, 2), numeric(10, 3)),
+            (whole("double precision"), whole("real")),
+            (whole("timestamp with time zone"), whole("date")),
+            (text("timestamp without time zone", 3, 0), whole("timestamp without time zone")),
+            (whole("json"), whole("jsonb")),
+        ] {
+            assert!(!none_rounds(one, other) && !none_rounds(other, one), "{one:?} {other:?}");
+        }
     }
 }

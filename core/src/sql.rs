@@ -167,8 +167,7 @@ fn forward_merged(plan: &Plan, column: &NewColumn) -> String {
             format!("case when {here} and {same} then {keep} else {other} end")
         }
         (Source::Expression { .. }, _) => {
-            // Both are computed: what the column has no room for has to differ, and is refused when it is assigned.
-            let typed = beside_kept(&plain, column.bare_type.as_deref());
+            let typed = compared(&plain, column.bare_type.as_deref(), &column.type_name);
             let same = format!("(select {} from (select {}) l) = {}", hash(&typed), taken_back(plan), hash(&typed));
             format!("case when {here} and {same} then {keep} else {other} end")
         }
@@ -184,6 +183,25 @@ fn beside_kept(value: &str, bare_type: Option<&str>) -> String {
         // A NULL is of any type, and need not name one that may have another name by now.
         Some(bare_type) if value != "NULL" => format!("({value})::{bare_type}"),
         _ => value.to_owned(),
+    }
+}
+
+/// A value that is compared with another one that is computed in the same way, as the column would have it: both are made of the type with its modifier,
+/// for 2.40 and 2.4 are the same in a column with two digits. But where a cast would cut what an assignment refuses it has none: what the column has no room for has to differ.
+fn compared(value: &str, bare_type: Option<&str>, type_name: &str) -> String {
+    let rounds = |bare: &str| {
+        let element = bare.trim_end_matches("[]");
+        !["character varying", "bpchar", "bit varying", "\"bit\""].contains(&element)
+            && without_modifier(type_name) == bare
+    };
+    beside_kept(value, bare_type.map(|bare| if rounds(bare) { type_name } else { bare }))
+}
+
+/// `timestamp(3) without time zone` without its modifier. Of a domain, or of what has fields, something that is no type's name.
+fn without_modifier(type_name: &str) -> String {
+    match (type_name.find('('), type_name.find(')')) {
+        (Some(from), Some(to)) if from < to => [&type_name[..from], &type_name[to + 1..]].concat(),
+        _ => type_name.to_owned(),
     }
 }
 
@@ -225,11 +243,10 @@ fn backward(plan: &Plan) -> Vec<(Ident, String)> {
                     other(reverse)
                 ),
                 (_, Some(reverse)) => {
-                    let typed = other(reverse);
+                    let typed = hash(&compared(reverse, column.bare_type.as_deref(), &column.type_name));
                     format!(
-                        "case when {here} and (select {} from (select {projected}) s) = {} then {keep} else {typed} end",
-                        hash(&typed),
-                        hash(&typed)
+                        "case when {here} and (select {typed} from (select {projected}) s) = {typed} then {keep} else {} end",
+                        other(reverse)
                     )
                 }
                 (_, None) => format!("case when {here} then {keep} else {} end", other(&column.otherwise)),

@@ -37,6 +37,11 @@ impl Worker {
         Ok(Worker { database: database.clone(), session, table: table.to_owned(), name: name.to_owned() })
     }
 
+    /// Where it works.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
     /// Its session, for settings.
     pub fn session(&self) -> &Session {
         &self.session

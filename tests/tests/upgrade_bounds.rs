@@ -14,6 +14,8 @@ for_each_server!(
     heavy_rows,
     many_rows_that_somebody_holds,
     many_rows_that_fail,
+    rows_that_batches_passed,
+    a_row_that_is_slow_to_fail,
     chunks_without_statistics,
     the_time_that_is_left,
 );
@@ -166,6 +168,56 @@ async fn a_look_at_all_rows_that_is_slow(server: Server) -> Result<()> {
     all_upgraded(&session).await
 }
 
+/// However batches end, the sweep counts each row that its cursor has passed, and once: some are in other hands, and most lack nothing.
+async fn rows_that_batches_passed(server: Server) -> Result<()> {
+    let (session, mut worker) = sleepy(&server, 2000, 20, "").await?;
+    session
+        .run(
+            "alter table t disable trigger \"~migrator_guard\"; update t set b = a, applied_upgrades = '{b}' where id % 40 <> 2; \
+              alter table t enable always trigger \"~migrator_guard\"",
+        )
+        .await?;
+    let holder = worker.database().connect().await?;
+    holder.run("begin; select from t where id in (82, 402) for update").await?;
+    let passed = "select sum(k.rows), (select count(*) from t where id <= max((k.key_after)[1]::int)), count(*) filter (where k.key_after is not null and k.done_at is null) \
+                  from migrator.sweep_chunk k";
+    let (mut steps, mut middle) = (vec![], 0);
+    while steps.len() < 100 {
+        let step = worker.step().await?;
+        if step.state != "upgrading" || step.reason.contains("locked by other sessions") {
+            break;
+        }
+        steps.push(step);
+        let [rows, there, under_way] = &session.row(passed).await?[..] else { bail!("three values") };
+        ensure!(rows == there || there.is_empty() || there == "0", "{rows} rows are counted of {there}: {steps:?}");
+        middle += i32::from(under_way == "1");
+    }
+    ensure!(middle > 2, "no batch ended early: {steps:?}");
+    ensure!(steps.len() < 30, "batches became small: {steps:?}");
+    holder.run("rollback").await?;
+    let end = worker.run().await?;
+    ensure!(end.state == "complete", "{end:?}");
+    all_upgraded(&session).await
+}
+
+/// A batch whose first row takes more than its time and then fails looks for the row that fails in no other way than by that one.
+async fn a_row_that_is_slow_to_fail(server: Server) -> Result<()> {
+    let (session, mut worker) = sleepy(&server, 500, 0, "").await?;
+    session
+        .run(
+            "create sequence tried; create or replace function later(a int) returns int immutable language plpgsql as $$ begin \
+                 if a = 1 then perform nextval('tried'), pg_sleep(0.3); raise 'no' using errcode = '22023'; end if; return a; end $$",
+        )
+        .await?;
+    let steps = steps(&mut worker).await?;
+    ensure!(steps.iter().map(|step| step.failed).sum::<i64>() == 1, "{steps:?}");
+    // By the statement for the range, by itself, and to see how far it goes.
+    let tried = session.number("select last_value from tried").await?;
+    ensure!(tried <= 3, "{tried} times: {steps:?}");
+    ensure!(session.number("select count(*) from t where b = a").await? == 499, "rows are missing: {steps:?}");
+    Ok(())
+}
+
 /// The caller's own statement_timeout would cut every step off, and the next one would begin with the same rows.
 async fn slow_rows_under_a_short_timeout(server: Server) -> Result<()> {
     let (session, mut worker) = sleepy(&server, 24, 100, ", target => '1 minute'").await?;
@@ -249,6 +301,8 @@ async fn many_rows_that_fail(server: Server) -> Result<()> {
         .row("select count(*) filter (where b = 1 and applied_upgrades = '{b}'), (select count(*) from migrator.upgrade_failures) from t")
         .await?;
     ensure!(counts == ["3680", "320"], "{counts:?}");
+    let again = session.number("select count(*) from migrator.upgrade_failures where attempts > 1").await?;
+    ensure!(again == 0, "{again} rows were tried again");
     Ok(())
 }
 

@@ -200,10 +200,19 @@ impl Table<'_> {
         )
     }
 
-    /// The first key of the range that still lacks something: `key`.
+    /// The first key of the range that still lacks something, but for some ($1, a list of keys): `key`.
     #[must_use]
     pub fn first_lacking(&self, definition: &Definition, range: &Range) -> String {
-        format!("{} limit 1", self.lacking_keys(definition, range))
+        format!(
+            "select {0} as key from {1} l where {2} and {3} \
+               and pg_catalog.to_jsonb({0})::pg_catalog.text <> all (array(select x.value::pg_catalog.text from pg_catalog.jsonb_array_elements($1) x)) \
+             order by {4} limit 1",
+            texts(self.key),
+            self.name,
+            range.filter(self.key),
+            lacking(definition),
+            order(self.key, "<")
+        )
     }
 
     /// The last key of those behind one, from the start where there is none, and before another: `key`.
@@ -218,6 +227,12 @@ impl Table<'_> {
             compare(self.key, key, "<", "<"),
             order(self.key, ">")
         )
+    }
+
+    /// How many rows are in a range: `n`.
+    #[must_use]
+    pub fn rows_in(&self, range: &Range) -> String {
+        format!("select count(*) as n from {} l where {}", self.name, range.filter(self.key))
     }
 
     /// Of keys named one by one ($1) those that still lack something: `key`.

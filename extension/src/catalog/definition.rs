@@ -22,7 +22,8 @@ pub struct Column {
     pub type_name: String,
     /// The type under all domains, as SQL, without a modifier.
     pub base_type: String,
-    /// The same, such that a cast to it cuts nothing: `character` alone is `character(1)`.
+    /// The same, such that a cast to it cuts nothing: `character` alone is `character(1)`, an array of a domain's values one of those of the type
+    /// under it. What has fields is made out of text, for a cast of a row would cut what a field has no room for, and its input refuses that.
     pub bare_type: String,
     /// Collation's oid, 0 for none.
     pub collation: u32,
@@ -45,10 +46,16 @@ pub fn columns(relation: u32) -> Result<Vec<Column>, Failure> {
            select distinct t.oid, t.oid, t.typtype, t.typbasetype from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid \
             where a.attrelid = $1 and a.attnum > 0 \
            union all \
-           select b.of, t.oid, t.typtype, t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.next where b.kind = 'd') \
+           select b.of, t.oid, t.typtype, t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.next where b.kind = 'd'), \
+         element(of, oid, kind, next) as ( \
+           select b.of, t.oid, t.typtype, t.typbasetype from base b join pg_catalog.pg_type t on t.typarray = b.oid where b.kind <> 'd' \
+           union all \
+           select e.of, t.oid, t.typtype, t.typbasetype from element e join pg_catalog.pg_type t on t.oid = e.next where e.kind = 'd') \
          select pg_catalog.to_jsonb(q) from ( \
          select a.attnum, a.attname as name, a.atttypid::pg_catalog.int8 as type_oid, a.atttypmod as modifier, \
-           pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name, pg_catalog.format_type(b.oid, null) as base_type, pg_catalog.format_type(b.oid, -1) as bare_type, \
+           pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name, pg_catalog.format_type(b.oid, null) as base_type, \
+           case when coalesce(e.kind, b.kind) = 'c' or e.of is not null and m.typarray = 0 then 'pg_catalog.text::' || pg_catalog.format_type(b.oid, -1) \
+                else pg_catalog.format_type(coalesce(m.typarray, b.oid), -1) end as bare_type, \
            a.attcollation::pg_catalog.int8 as collation, coalesce(l.collisdeterministic, true) as deterministic, \
            a.attnotnull and not exists (select from pg_catalog.pg_constraint n where n.conrelid = a.attrelid and n.contype = 'n' \
              and not n.convalidated and n.conkey[1] = a.attnum) as not_null, a.attgenerated <> '' as generated, a.attidentity <> '' as identity, \
@@ -57,6 +64,7 @@ pub fn columns(relation: u32) -> Result<Vec<Column>, Failure> {
               join pg_catalog.pg_operator r on r.oid = p.amopopr join pg_catalog.pg_namespace n on n.oid = r.oprnamespace \
              where o.opcdefault and o.opcintype = b.oid limit 1), 'pg_catalog') as operators \
          from pg_catalog.pg_attribute a join base b on b.of = a.atttypid and b.kind <> 'd' \
+           left join element e on e.of = a.atttypid and e.kind <> 'd' left join pg_catalog.pg_type m on m.oid = e.oid \
            left join pg_catalog.pg_collation l on l.oid = a.attcollation \
          where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped order by a.attnum) q",
         &[pg_sys::Oid::from(relation).into()],

@@ -54,6 +54,11 @@ pub fn awaited(table: u32) {
     unsafe { pg_sys::LockRelease(&tag, i32::try_from(pg_sys::AccessShareLock).expect("a small number"), false) };
 }
 
+/// Whether this transaction is the one that ends a session which held a chunk for too long, and tells of it.
+pub fn try_ending(pid: i32) -> bool {
+    acquire(c"upgrade_event", i64::from(pid), pg_sys::ExclusiveLock, true)
+}
+
 /// Marks this transaction as one that brings up all rows of a table by itself, however long that takes.
 pub fn driving(table: u32) {
     acquire(c"upgrade", i64::from(table), pg_sys::ShareLock, false);

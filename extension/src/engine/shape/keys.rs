@@ -136,7 +136,7 @@ pub fn is_unchanged(source: &Source, old: &Ident) -> bool {
     }
 }
 
-fn key_type(column: &Column) -> KeyType<'_> {
+pub fn key_type(column: &Column) -> KeyType<'_> {
     // A domain's modifier is its own business: the same domain, or none at all, is all that is compared.
     KeyType {
         base: &column.base_type,

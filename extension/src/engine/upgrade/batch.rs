@@ -29,12 +29,14 @@ pub type Key = Vec<String>;
 /// What became of a batch.
 #[derive(Debug, Default)]
 pub struct Done {
-    /// Rows that it looked at; where it was cut short, those that it is through with.
+    /// Rows that it looked at; where it was cut short, as many as it is through with.
     pub scanned: i64,
     /// Rows that it wrote.
     pub written: i64,
     /// Rows that were set aside.
     pub failed: i64,
+    /// Those.
+    pub aside: Vec<Key>,
     /// Rows that somebody else holds, and those that there was no time for.
     pub skipped: Vec<Key>,
     /// It ended before its last row: time, WAL or failures were too many.
@@ -100,7 +102,9 @@ impl<'a> Batch<'a> {
             Ok(counts) => {
                 let all_written = counts.written >= looked.lacking;
                 done.cut = self.was_cut();
-                done.scanned = if done.cut && !all_written { counts.written } else { looked.rows };
+                // Where all that it came to are in other hands it has looked at them all the same.
+                let through = if counts.locked > 0 { counts.written } else { looked.rows };
+                done.scanned = if done.cut && !all_written { through } else { looked.rows };
                 done.written = counts.written;
                 if all_written || done.cut {
                     return Ok(done);
@@ -139,8 +143,13 @@ impl<'a> Batch<'a> {
     }
 
     /// Tries rows until what fails stands alone. Rows that there is no time for count as those in other hands.
-    fn halve(&self, keys: Vec<Key>, done: &mut Done) -> Result<(), Failure> {
+    fn halve(&self, mut keys: Vec<Key>, done: &mut Done) -> Result<(), Failure> {
         pgrx::check_for_interrupts!();
+        if keys.len() > FEW && self.is_over(done) {
+            // No part of them would get further than to its first row, with which all of them begin.
+            done.cut = true;
+            done.skipped.extend(keys.split_off(1));
+        }
         if keys.len() <= FEW {
             return self.one_by_one(keys, done);
         }
@@ -164,7 +173,6 @@ impl<'a> Batch<'a> {
             }
             Err(failure) => {
                 self.of_a_row(failure)?;
-                let mut keys = keys;
                 let behind = keys.split_off(keys.len() / 2);
                 self.halve(keys, done)?;
                 if self.is_over(done) {
@@ -208,16 +216,14 @@ impl<'a> Batch<'a> {
                 let table = self.table.relation.name.plain();
                 let failure =
                     Failure::new("02000", format!("a trigger of table {table} kept the row from being written"));
-                self.set_aside(&keys[0], None, &failure)?;
-                done.failed += 1;
+                self.set_aside(&keys[0], None, &failure, done)?;
             }
             Ok(_) => done.written += 1,
             Err(failure) if is_locked(&failure) => done.skipped.extend(keys),
             Err(failure) => {
                 self.of_a_row(failure.clone())?;
                 if self.definition.upgrades.is_empty() {
-                    self.set_aside(&keys[0], None, &failure)?;
-                    done.failed += 1;
+                    self.set_aside(&keys[0], None, &failure, done)?;
                 } else {
                     self.as_far_as_it_goes(&keys, &sql, done)?;
                 }
@@ -244,8 +250,7 @@ impl<'a> Batch<'a> {
                 Err(failure) => {
                     let at = Some(guard::at()).filter(|at| *at != 0);
                     self.of_a_row(failure.clone())?;
-                    self.set_aside(&keys[0], at, &failure)?;
-                    done.failed += 1;
+                    self.set_aside(&keys[0], at, &failure, done)?;
                     return Ok(());
                 }
             }
@@ -319,7 +324,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Where the guard did not come to an upgrade, what the row was written for: under a name that it has it would be forgotten again.
-    fn set_aside(&self, key: &Key, upgrade: Option<i64>, failure: &Failure) -> Result<(), Failure> {
+    fn set_aside(&self, key: &Key, upgrade: Option<i64>, failure: &Failure, done: &mut Done) -> Result<(), Failure> {
         #[derive(Deserialize)]
         struct Row {
             key: String,
@@ -331,6 +336,8 @@ impl<'a> Batch<'a> {
             let upgrade = upgrade.map_or_else(|| self.wanted_by(&row.row), Ok)?;
             guard::store(upgrade, sweep, &row.key, &row.row, failure)?;
         }
+        done.failed += 1;
+        done.aside.push(key.clone());
         Ok(())
     }
 }

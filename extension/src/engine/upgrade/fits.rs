@@ -10,6 +10,7 @@ use crate::engine::change::Change;
 use crate::engine::shape::keys;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, plain};
+use migrator_core::key::none_rounds;
 use migrator_core::plan::{KeyColumn, NewColumn, OldColumn};
 use migrator_core::state::State;
 use migrator_core::upgrade::COLUMN;
@@ -73,9 +74,14 @@ fn way_back(live: &Relation, change: &Change, upgrade: &str) -> Result<(), Failu
     let plan = &change.plan;
     // What a rewrite has upgraded goes back as it is.
     let comes = |new: &NewColumn, name: &Ident| new.upgraded || keys::is_unchanged(&new.source, name);
+    let old = change.table(change.live)?;
+    let (columns_before, columns_after) = (definition::columns(old.oid)?, definition::columns(live.oid)?);
     let stays = |name: &Ident| {
         let new = plan.new_columns.iter().find(|new| new.name == *name && new.old.as_ref() == Some(name));
-        new.is_some_and(|new| comes(new, name) && (new.upgraded || goes_back(&plan.old_columns, &plan.key, name)))
+        let as_it_is = || {
+            goes_back(&plan.old_columns, &plan.key, name) && !rounds(&columns_before, &columns_after, &plan.key, name)
+        };
+        new.is_some_and(|new| comes(new, name) && (new.upgraded || as_it_is()))
     };
     let before = |name: &Ident| plan.old_columns.iter().any(|old| old.name == *name);
     if !before(&Ident::from(COLUMN)) {
@@ -96,8 +102,7 @@ fn way_back(live: &Relation, change: &Change, upgrade: &str) -> Result<(), Failu
         return Ok(());
     }
     // What is there as it was may be of another type.
-    let old = change.table(change.live)?;
-    can_be_read(registered, &old, &definition::columns(old.oid)?, live).map_err(|failure| {
+    can_be_read(registered, &old, &columns_before, live).map_err(|failure| {
         Failure::new(
             code::NOT_IN_STATE,
             format!(
@@ -114,6 +119,13 @@ fn way_back(live: &Relation, change: &Change, upgrade: &str) -> Result<(), Failu
 fn goes_back(before: &[OldColumn], key: &[KeyColumn], name: &Ident) -> bool {
     let as_it_is = |old: &OldColumn| old.goes_back_as_it_is() || key.iter().any(|key| key.old == old.name);
     before.iter().any(|old| old.name == *name && old.new.as_ref() == Some(name) && as_it_is(old))
+}
+
+/// Whether a column gets other values because its types are other ones, there or back. A key has asked for more than that.
+fn rounds(before: &[Column], after: &[Column], key: &[KeyColumn], name: &Ident) -> bool {
+    let of = |columns: &[Column]| columns.iter().position(|column| column.name == *name);
+    let (Some(old), Some(new)) = (of(before), of(after)) else { return false };
+    !key.iter().any(|key| key.old == *name) && !none_rounds(keys::key_type(&before[old]), keys::key_type(&after[new]))
 }
 
 /// Whether the guard can read an upgrade's expressions over another table, which takes the place of the live one.
@@ -261,7 +273,12 @@ impl Fits<'_> {
     }
 
     fn carried(&self, name: &Ident, new: &NewColumn, why: &str) -> Result<(), Failure> {
-        if self.brings || keys::is_unchanged(&new.source, name) && goes_back(self.before, self.key, name) {
+        let columns_before = definition::columns(self.live.oid)?;
+        if self.brings
+            || keys::is_unchanged(&new.source, name)
+                && goes_back(self.before, self.key, name)
+                && !rounds(&columns_before, self.after, self.key, name)
+        {
             return Ok(());
         }
         Err(Failure::new(
@@ -274,7 +291,7 @@ impl Fits<'_> {
         )
         .detail(format!("{why} Nothing was changed."))
         .hint(format!(
-            "Leave its values as they are, there (transform, USING) and back (reverse); or retire the upgrades first: select name, state, next_step from migrator.upgrades where relation = {};",
+            "Leave its values as they are, there (transform, USING, a type that rounds) and back (reverse); or retire the upgrades first: select name, state, next_step from migrator.upgrades where relation = {};",
             self.live.as_shown()
         )))
     }

@@ -19,7 +19,7 @@ use migrator_core::load::Verdict;
 use migrator_core::sqlstate;
 use migrator_core::upgrade::Definition;
 use migrator_core::upgrade::sweep::Range;
-use pgrx::pg_sys;
+use pgrx::{JsonB, pg_sys};
 use serde::Deserialize;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -316,16 +316,18 @@ fn nothing_to_claim(table: &Upgraded, kind: Kind, lease_ms: i32) -> Result<Step,
     let sum = sweep::sum(table)?;
     if sum.done < sum.chunks {
         for holder in sweep::overdue(table, lease_ms)? {
-            // Others may be about to tell of it too: whoever has the table's row looks once more, before the session is gone.
-            let untold = || {
+            // One ends it and tells of it, whoever has the table's row: that may be the session itself. Who comes behind looks once more.
+            let is_left = || {
                 let all = sweep::overdue(table, lease_ms)?;
-                Ok::<_, Failure>(
-                    all.iter().any(|other| (other.pid, other.number, other.told) == (holder.pid, holder.number, false)),
-                )
+                let same = all.into_iter().find(|other| (other.pid, other.number) == (holder.pid, holder.number));
+                Ok::<_, Failure>(same)
             };
-            let tell = !holder.told && table.alone()? && untold()?;
+            if !lock::try_ending(holder.pid) {
+                continue;
+            }
+            let Some(holder) = is_left()? else { continue };
             spi::execute("select pg_catalog.pg_terminate_backend($1)", &[holder.pid.into()])?;
-            if !tell {
+            if holder.told {
                 continue;
             }
             table.event(
@@ -412,12 +414,16 @@ fn upgrade(
     };
     // A batch that was cut short has not passed its range: the next one begins with what is left.
     let cut = done.cut && !held;
-    let after = if cut { passed(definition, keyset, &Range { after: chunk.key_after.clone(), until })? } else { until };
+    let (after, scanned) = if cut {
+        passed(definition, keyset, &Range { after: chunk.key_after.clone(), until }, &done.aside)?
+    } else {
+        (until, if held { 0 } else { done.scanned })
+    };
     let mut skipped = if held { vec![] } else { chunk.skipped.clone() };
     if !cut {
         skipped.extend(done.skipped.iter().cloned());
     }
-    let took = meter.batch(i32::try_from(done.scanned).unwrap_or(rows));
+    let took = meter.batch(i32::try_from(done.scanned.max(scanned)).unwrap_or(rows));
     let pace = match wanted {
         _ if held => chunk.pace,
         _ if cut => chunk.pace.cut(aim, took, rows),
@@ -430,7 +436,7 @@ fn upgrade(
         chunk,
         &Progress {
             after: after.as_deref(),
-            rows: if held || cut && after == chunk.key_after { 0 } else { done.scanned },
+            rows: scanned,
             written: done.written,
             pending: 0,
             counts: None,
@@ -456,13 +462,32 @@ fn upgrade(
     Ok(step)
 }
 
-/// The key up to which no row of a range lacks anything any more; what was written mostly lies in the order of the key. A batch that began with the
-/// range once more would look at all that was done, in which each row has two entries in each index by now.
-fn passed(definition: &Definition, keyset: &Keyset<'_>, range: &Range) -> Result<Option<Vec<String>>, Failure> {
-    let key = |sql: &str| Ok(keyset.query::<Found>(sql, &[])?.into_iter().next().map(|found| found.key));
-    let Some(first) = key(&keyset.table().first_lacking(definition, range))? else { return Ok(range.until.clone()) };
-    let before = key(&keyset.table().last_before(range.after.as_deref(), &first))?;
-    Ok(before.or_else(|| range.after.clone()))
+/// The key up to which no row of a range lacks anything any more but those that were just set aside, and how many rows there are up to it; what was written mostly lies in the order of the
+/// key. A batch that began with the range once more would look at all that was done, in which each row has two entries in each index by now.
+fn passed(
+    definition: &Definition,
+    keyset: &Keyset<'_>,
+    range: &Range,
+    aside: &[written::Key],
+) -> Result<(Option<Vec<String>>, i64), Failure> {
+    #[derive(Deserialize)]
+    struct Rows {
+        n: i64,
+    }
+    let first: Vec<Found> =
+        keyset.query(&keyset.table().first_lacking(definition, range), &[JsonB(json!(aside)).into()])?;
+    let until = match first.first() {
+        None => range.until.clone(),
+        Some(first) => {
+            let before: Vec<Found> =
+                keyset.query(&keyset.table().last_before(range.after.as_deref(), &first.key), &[])?;
+            let Some(before) = before.into_iter().next() else { return Ok((range.after.clone(), 0)) };
+            Some(before.key)
+        }
+    };
+    let range = Range { after: range.after.clone(), until };
+    let rows: Vec<Rows> = keyset.query(&keyset.table().rows_in(&range), &[])?;
+    Ok((range.until, rows.first().map_or(0, |rows| rows.n)))
 }
 
 /// Whether nothing but retired names is left to take off: everything else that batches do is complete.

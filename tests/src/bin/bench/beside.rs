@@ -16,7 +16,7 @@ pub struct Beside {
 }
 
 /// When each write began, and how long it took.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Writes(Vec<(Instant, Duration)>);
 
 impl Beside {
@@ -56,6 +56,12 @@ impl Drop for Beside {
 }
 
 impl Writes {
+    /// Those that began at such a time.
+    pub fn within(&self, times: &[(Instant, Instant)]) -> Writes {
+        let fits = |(begun, _): &&(Instant, Duration)| times.iter().any(|(from, to)| from <= begun && begun < to);
+        Writes(self.0.iter().filter(fits).copied().collect())
+    }
+
     /// The longest write, in seconds.
     pub fn longest(&self) -> f64 {
         self.0.iter().map(|(_, took)| took.as_secs_f64()).fold(0.0, f64::max)

@@ -8,6 +8,7 @@ mod beside;
 mod guarded;
 mod late;
 mod sweep;
+mod turns;
 mod upgrades;
 
 use migrator_tests::lock_watch::LockWatch;
@@ -191,7 +192,11 @@ async fn measure(wishes: &Wishes) -> Result<(String, Vec<Line>)> {
     }
     session.run("drop table if exists big, base").await?;
     if wanted("upgrades") {
-        lines.extend(upgrades::measure(&database, &session, wishes).await?);
+        // Servers of their own: what runs in one for long keeps VACUUM in all its databases from removing rows.
+        let clusters = [server.cluster(&SETTINGS).await?, server.cluster(&SETTINGS).await?];
+        let others = [&Database::create(&clusters[0], false).await?, &Database::create(&clusters[1], false).await?];
+        let places = upgrades::Places { database: &database, session: &session, others, rows: wishes.rows };
+        lines.extend(upgrades::measure(&places, wishes.rounds).await?);
     }
     if wanted("late") {
         lines.push(late::measure(&database, &session, wishes.rows).await?);

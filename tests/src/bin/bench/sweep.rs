@@ -1,7 +1,8 @@
 //! Sweeps, driven as the agent drives them: step by step, VACUUM where it is asked for on a connection of its own.
 
-use super::beside::Beside;
+use super::beside::Writes;
 use super::timed;
+use super::turns::{TURN, Turns};
 use migrator_tests::*;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,21 +17,21 @@ pub struct Worker {
     /// One VACUUM of a table at a time.
     vacuums: Arc<Mutex<()>>,
     cleaning: Vec<JoinHandle<Result<()>>>,
+    done: bool,
 }
 
 /// What a call did.
 pub struct Step {
-    pub begun: Instant,
-    pub took: Duration,
-    pub state: String,
-    pub rows: f64,
-    pub done: bool,
-    pub wait: Duration,
+    begun: Instant,
+    took: Duration,
+    state: String,
+    rows: f64,
+    wait: Duration,
 }
 
 impl Step {
     /// Whether it wrote rows.
-    pub fn is_batch(&self) -> bool {
+    fn is_batch(&self) -> bool {
         self.state == "upgrading" && self.rows > 0.0
     }
 }
@@ -41,11 +42,12 @@ impl Worker {
         let sql = format!(
             "select state, rows, done, wait_ms, coalesce(statement, '') from migrator.step('{table}', '{name}')"
         );
-        Ok(Worker { database: database.clone(), session, sql, vacuums: vacuums.clone(), cleaning: vec![] })
+        let vacuums = vacuums.clone();
+        Ok(Worker { database: database.clone(), session, sql, vacuums, cleaning: vec![], done: false })
     }
 
     /// One call, and what it asks for; not the wait after it.
-    pub async fn step(&mut self) -> Result<Step> {
+    async fn step(&mut self) -> Result<Step> {
         let begun = Instant::now();
         let (seconds, row) = timed(async { Ok(self.session.row(&self.sql).await?) }).await?;
         if !row[4].is_empty() {
@@ -56,12 +58,12 @@ impl Worker {
                 Ok(())
             }));
         }
+        self.done = row[2] == "t";
         Ok(Step {
             begun,
             took: Duration::from_secs_f64(seconds),
             state: row[0].clone(),
             rows: row[1].parse()?,
-            done: row[2] == "t",
             wait: Duration::from_millis(row[3].parse()?),
         })
     }
@@ -73,11 +75,25 @@ impl Worker {
             if step.is_batch() {
                 return Ok(Some((step.took.as_secs_f64(), step.rows)));
             }
-            if step.done || step.state != "upgrading" {
+            if self.done || step.state != "upgrading" {
                 return Ok(None);
             }
             tokio::time::sleep(step.wait).await;
         }
+    }
+
+    /// Calls until then, and for as long as a VACUUM runs that it asked for.
+    async fn until(mut self, end: Instant) -> Result<(Worker, Vec<Step>)> {
+        let mut steps = vec![];
+        while !self.done && (Instant::now() < end || self.cleaning.iter().any(|vacuum| !vacuum.is_finished())) {
+            let step = self.step().await?;
+            let wait = step.wait;
+            steps.push(step);
+            if !self.done {
+                tokio::time::sleep(wait).await;
+            }
+        }
+        Ok((self, steps))
     }
 
     /// When all that it asked for is done.
@@ -89,14 +105,72 @@ impl Worker {
     }
 }
 
+/// A table's sweep from some connections.
+pub struct Sweep {
+    workers: Vec<Worker>,
+    steps: Vec<Step>,
+    turns: Vec<(Instant, Instant)>,
+    /// Seconds of its turns, and of those until the last row was written.
+    whole: f64,
+    seconds: f64,
+}
+
 /// What a whole sweep did.
-#[derive(Default)]
 pub struct Swept {
     /// Seconds until the last row was written.
     pub seconds: f64,
     /// Seconds of the look at all rows after that.
     pub verified: f64,
     pub longest: Longest,
+}
+
+impl Sweep {
+    pub async fn new(database: &Database, table: &str, workers: usize) -> Result<Sweep> {
+        let vacuums = Arc::new(Mutex::new(()));
+        let mut all = vec![];
+        for number in 0..workers {
+            all.push(Worker::new(database, table, &format!("w{number}"), &vacuums).await?);
+        }
+        Ok(Sweep { workers: all, steps: vec![], turns: vec![], whole: 0.0, seconds: 0.0 })
+    }
+
+    /// When it has had its last turn. `writes` went on beside it.
+    pub async fn end(self, writes: &Writes) -> Result<Swept> {
+        for worker in self.workers {
+            worker.end().await?;
+        }
+        let mine = writes.within(&self.turns);
+        let mut longest = Longest { beside: mine.longest(), usual: mine.usual(), ..Longest::default() };
+        for step in self.steps {
+            let whole = step.took.as_secs_f64();
+            let alone = whole - writes.waited(step.begun, step.took);
+            longest = longest.or(Longest { alone, whole, what: step.state, ..Longest::default() });
+        }
+        Ok(Swept { seconds: self.seconds, verified: self.whole - self.seconds, longest })
+    }
+}
+
+impl Turns for Sweep {
+    async fn turn(&mut self) -> Result<bool> {
+        if self.workers.iter().all(|worker| worker.done) {
+            return Ok(false);
+        }
+        let begun = Instant::now();
+        let tasks: Vec<_> = self.workers.drain(..).map(|worker| tokio::spawn(worker.until(begun + TURN))).collect();
+        for task in tasks {
+            let (worker, steps) = task.await??;
+            self.workers.push(worker);
+            for step in &steps {
+                if step.is_batch() {
+                    self.seconds = self.seconds.max(self.whole + (step.begun + step.took - begun).as_secs_f64());
+                }
+            }
+            self.steps.extend(steps);
+        }
+        self.turns.push((begun, Instant::now()));
+        self.whole += begun.elapsed().as_secs_f64();
+        Ok(self.workers.iter().any(|worker| !worker.done))
+    }
 }
 
 /// The longest transaction, in seconds.
@@ -121,45 +195,4 @@ impl Longest {
         let longer = if other.alone > self.alone { other } else { self };
         Longest { whole, beside, usual, ..longer }
     }
-}
-
-/// A table's sweep from some connections, to its end.
-pub async fn sweep(database: &Database, table: &str, workers: usize) -> Result<Swept> {
-    let beside = Beside::begin(database).await?;
-    let begun = Instant::now();
-    let vacuums = Arc::new(Mutex::new(()));
-    let mut tasks = Vec::new();
-    for number in 0..workers {
-        let mut worker = Worker::new(database, table, &format!("w{number}"), &vacuums).await?;
-        tasks.push(tokio::spawn(async move {
-            let mut steps = Vec::new();
-            loop {
-                let step = worker.step().await?;
-                let (done, wait) = (step.done, step.wait);
-                steps.push(step);
-                if done {
-                    break;
-                }
-                tokio::time::sleep(wait).await;
-            }
-            worker.end().await?;
-            Ok::<Vec<Step>, anyhow::Error>(steps)
-        }));
-    }
-    let mut steps = Vec::new();
-    for task in tasks {
-        steps.extend(task.await??);
-    }
-    let whole = begun.elapsed().as_secs_f64();
-    let written =
-        steps.iter().filter(|step| step.is_batch()).map(|step| (step.begun + step.took - begun).as_secs_f64());
-    let seconds = written.fold(0.0, f64::max);
-    let writes = beside.end().await?;
-    let mut longest = Longest { beside: writes.longest(), usual: writes.usual(), ..Longest::default() };
-    for step in steps {
-        let whole = step.took.as_secs_f64();
-        let alone = whole - writes.waited(step.begun, step.took);
-        longest = longest.or(Longest { alone, whole, what: step.state, ..Longest::default() });
-    }
-    Ok(Swept { seconds, verified: whole - seconds, longest })
 }

@@ -1,9 +1,10 @@
 //! Upgrades of rows: against one big UPDATE, against a keyset loop in PL/pgSQL, and against rows one by one behind an
 //! anti-predicate with LIMIT, as a library in the application would do it.
 
-use super::beside::Beside;
-use super::sweep::{Longest, sweep};
-use super::{Line, Wishes, median, timed};
+use super::beside::{Beside, Writes};
+use super::sweep::{Longest, Sweep};
+use super::turns::{Gated, Turns, in_turns};
+use super::{Line, median, timed};
 use migrator_tests::*;
 
 const MEGA: f64 = 1024.0 * 1024.0;
@@ -63,114 +64,174 @@ async fn heap(session: &Session) -> Result<f64> {
     Ok(session.number("select pg_relation_size('article')").await? as f64)
 }
 
+/// Figures of all rounds.
+#[derive(Default)]
+struct Figures {
+    /// Ours and theirs, in seconds: what was done in turn.
+    one: Vec<(f64, f64)>,
+    looped: Vec<(f64, f64)>,
+    two: Vec<(f64, f64)>,
+    three: Vec<(f64, f64)>,
+    verified: Vec<f64>,
+    /// Bytes for each row.
+    wal: Vec<(f64, f64)>,
+    /// The heap after it, and the same rows in a new table.
+    heap: Vec<(f64, f64)>,
+    plain_growth: Vec<f64>,
+    wider: Vec<f64>,
+    longest: Longest,
+    /// Seconds: its longest batch; the longest write beside it, and what all but one in a thousand took.
+    the_loop: (f64, f64, f64),
+    the_update: (f64, f64),
+}
+
+/// One worker, one UPDATE of all rows, and a loop by hand, in turns; and what their tables are like afterwards.
+async fn one_worker(places: &Places<'_>, figures: &mut Figures) -> Result<()> {
+    let Places { database, session, others: [update, hand], rows } = *places;
+    let (updated, by_hand) = (update.connect().await?, hand.connect().await?);
+    for session in [&updated, &by_hand, session] {
+        fresh(session, rows).await?;
+    }
+    let size = heap(&updated).await?;
+    blocks(session, "article").await?;
+    let beside = Beside::begin(database).await?;
+    let mut sweep = Sweep::new(database, "article", 1).await?;
+    let mut single = single(update).await?;
+    let mut looping = Gated::new(hand, BY_HAND, "call by_hand(0)").await?;
+    in_turns!(single, sweep, looping);
+    let writes = beside.end().await?;
+    let (swept, single, looping) = (sweep.end(&writes).await?, single.end(&writes).await?, looping.end(&writes).await?);
+    check(session).await?;
+    figures.one.push((swept.seconds, single.seconds));
+    figures.looped.push((swept.seconds, looping.seconds));
+    figures.verified.push(swept.verified);
+    figures.heap.push((heap(session).await?, packed(session).await?));
+    figures.plain_growth.push(heap(&updated).await? / packed(&updated).await?);
+    figures.wider.push(packed(&updated).await? / size);
+    figures.longest = std::mem::take(&mut figures.longest).or(swept.longest);
+    let batch: f64 = looping.rows[0][0].as_deref().context("the loop tells of its batches")?.parse()?;
+    let (most, beside, usual) = figures.the_loop;
+    figures.the_loop = (most.max(batch), beside.max(looping.beside), usual.max(looping.usual));
+    figures.the_update = (figures.the_update.0.max(single.beside), figures.the_update.1.max(single.usual));
+
+    // WAL without that of VACUUM: the same without it.
+    fresh(session, rows).await?;
+    blocks(session, "article").await?;
+    let begun = wal(session).await?;
+    session.run("call migrator.run_upgrades('article')").await?;
+    figures.wal.push(((wal(session).await? - begun) / rows as f64, single.wal / rows as f64));
+    Ok(())
+}
+
+/// One UPDATE of all rows.
+async fn single(database: &Database) -> Result<Gated> {
+    let sql = format!(
+        "update article set content2 = {EXPRESSION}, applied_upgrades = array_append(applied_upgrades, 'blocks') where id % 500 <> 0 or gate()"
+    );
+    Gated::new(database, "select 1", &sql).await
+}
+
+async fn two_workers(places: &Places<'_>, figures: &mut Figures) -> Result<()> {
+    let Places { database, session, others: [update, _], rows } = *places;
+    fresh(&update.connect().await?, rows).await?;
+    fresh(session, rows).await?;
+    blocks(session, "article").await?;
+    let beside = Beside::begin(database).await?;
+    let mut sweep = Sweep::new(database, "article", 2).await?;
+    let mut single = single(update).await?;
+    in_turns!(single, sweep);
+    let swept = sweep.end(&beside.end().await?).await?;
+    let single = single.end(&Writes::default()).await?;
+    check(session).await?;
+    figures.two.push((swept.seconds, single.seconds));
+    figures.longest = std::mem::take(&mut figures.longest).or(swept.longest);
+    Ok(())
+}
+
+async fn three_upgrades(places: &Places<'_>, figures: &mut Figures) -> Result<()> {
+    let Places { database, session, rows, .. } = *places;
+    const OTHER: &str = "article_too";
+    for table in ["article", OTHER] {
+        articles(session, table, rows).await?;
+        blocks(session, table).await?;
+    }
+    register(session, "words", "words", "length(content)").await?;
+    register(session, "slug", "slug", "lower(replace(headline, ' ', '-'))").await?;
+    let beside = Beside::begin(database).await?;
+    let (mut three, mut one) = (Sweep::new(database, "article", 1).await?, Sweep::new(database, OTHER, 1).await?);
+    in_turns!(one, three);
+    let writes = beside.end().await?;
+    let (three, one) = (three.end(&writes).await?, one.end(&writes).await?);
+    check(session).await?;
+    session.run(&format!("drop table {OTHER} cascade")).await?;
+    figures.three.push((three.seconds, one.seconds));
+    figures.longest = std::mem::take(&mut figures.longest).or(three.longest).or(one.longest);
+    Ok(())
+}
+
+/// Where it is measured: the upgrades' database and a session in it; databases, in servers of their own, of those that they are compared with.
+pub struct Places<'a> {
+    pub database: &'a Database,
+    pub session: &'a Session,
+    pub others: [&'a Database; 2],
+    pub rows: i64,
+}
+
 /// Everything about upgrades.
-pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) -> Result<Vec<Line>> {
-    let rows = wishes.rows;
-    let (mut single, mut one, mut two, mut three, mut looped, mut verified) =
-        (vec![], vec![], vec![], vec![], vec![], vec![]);
-    let (mut single_wal, mut one_wal, mut growth, mut plain_growth, mut wider) =
-        (vec![], vec![], vec![], vec![], vec![]);
-    let mut longest = Longest::default();
-    let (mut longest_looped, mut beside_looped, mut usual_looped) = (0_f64, 0_f64, 0_f64);
-    let (mut beside_single, mut usual_single) = (0_f64, 0_f64);
-    for round in 1..=wishes.rounds {
-        fresh(session, rows).await?;
-        let (begun, size) = (wal(session).await?, heap(session).await?);
-        let update = format!(
-            "update article set content2 = {EXPRESSION}, applied_upgrades = array_append(applied_upgrades, 'blocks')"
-        );
-        let beside = Beside::begin(database).await?;
-        single.push(timed(async { Ok(session.run(&update).await?) }).await?.0);
-        let writes = beside.end().await?;
-        (beside_single, usual_single) = (beside_single.max(writes.longest()), usual_single.max(writes.usual()));
-        single_wal.push((wal(session).await? - begun) / rows as f64);
-        plain_growth.push(heap(session).await? / packed(session).await?);
-        wider.push(packed(session).await? / size);
-
-        fresh(session, rows).await?;
-        blocks(session, "article").await?;
-        let swept = sweep(database, "article", 1).await?;
-        let after = heap(session).await?;
-        growth.push((after, packed(session).await?));
-        one.push(swept.seconds);
-        verified.push(swept.verified);
-        longest = longest.or(swept.longest);
-        check(session).await?;
-
-        // WAL without that of VACUUM: the same without it.
-        fresh(session, rows).await?;
-        blocks(session, "article").await?;
-        let begun = wal(session).await?;
-        session.run("call migrator.run_upgrades('article')").await?;
-        one_wal.push((wal(session).await? - begun) / rows as f64);
-
-        fresh(session, rows).await?;
-        blocks(session, "article").await?;
-        let swept = sweep(database, "article", 2).await?;
-        two.push(swept.seconds);
-        longest = longest.or(swept.longest);
-        check(session).await?;
-
-        fresh(session, rows).await?;
-        blocks(session, "article").await?;
-        register(session, "words", "words", "length(content)").await?;
-        register(session, "slug", "slug", "lower(replace(headline, ' ', '-'))").await?;
-        let swept = sweep(database, "article", 1).await?;
-        three.push(swept.seconds);
-        longest = longest.or(swept.longest);
-        check(session).await?;
-
-        fresh(session, rows).await?;
-        let beside = Beside::begin(database).await?;
-        let (seconds, longest_batch) = timed(keyset_loop(session)).await?;
-        let writes = beside.end().await?;
-        (beside_looped, usual_looped) = (beside_looped.max(writes.longest()), usual_looped.max(writes.usual()));
-        looped.push(seconds);
-        longest_looped = longest_looped.max(longest_batch);
+pub async fn measure(places: &Places<'_>, rounds: usize) -> Result<Vec<Line>> {
+    let Places { database, session, rows, .. } = *places;
+    let mut figures = Figures::default();
+    for round in 1..=rounds {
+        one_worker(places, &mut figures).await?;
+        two_workers(places, &mut figures).await?;
+        three_upgrades(places, &mut figures).await?;
+        let [one, looped, two, three] =
+            [&figures.one, &figures.looped, &figures.two, &figures.three].map(|all| all[round - 1]);
         eprintln!(
-            "round {round}: one UPDATE {:.1} s; upgrade by one worker {:.1} s, by two {:.1} s, three upgrades {:.1} s; loop in PL/pgSQL {:.1} s",
-            single[round - 1],
-            one[round - 1],
-            two[round - 1],
-            three[round - 1],
-            looped[round - 1]
+            "round {round}: one worker {:.1} s, in turns with one UPDATE {:.1} s and a loop in PL/pgSQL {:.1} s; two workers {:.1} s, with one UPDATE {:.1} s; three upgrades {:.1} s, with one {:.1} s",
+            one.0, one.1, looped.1, two.0, two.1, three.0, three.1
         );
     }
     let (one_by_one, sample) = one_by_one(session, rows).await?;
     let (before, after) = as_wide_as_before(database, session, rows).await?;
-    let seconds = |name, ours: &[f64], theirs: &[f64], limit, note: String| Line {
+    let Figures { longest, the_loop, the_update, .. } = &figures;
+    let pair = |name, all: &[(f64, f64)], unit, limit, note: String| Line {
         name,
-        ours: median(ours),
-        theirs: Some(median(theirs)),
-        unit: "s",
+        ours: median(&all.iter().map(|(ours, _)| *ours).collect::<Vec<_>>()),
+        theirs: Some(median(&all.iter().map(|(_, theirs)| *theirs).collect::<Vec<_>>())),
+        unit,
         limit,
         note,
     };
     Ok(vec![
-        seconds(
+        pair(
             "upgrade, one worker / one UPDATE",
-            &one,
-            &single,
+            &figures.one,
+            "s",
             1.0 / 0.7,
-            format!("VACUUM beside it; looking at all rows again takes {:.1} s more", median(&verified)),
+            format!(
+                "in turns of 2 s. VACUUM beside the worker; its look at all rows again takes {:.1} s more",
+                median(&figures.verified)
+            ),
         ),
-        seconds("upgrade, two workers / one UPDATE", &two, &single, 1.0 / 0.85, String::new()),
-        seconds(
+        pair("upgrade, two workers / one UPDATE", &figures.two, "s", 1.0 / 0.85, "in turns".into()),
+        pair(
             "upgrade, one worker / loop in PL/pgSQL",
-            &one,
-            &looped,
+            &figures.looped,
+            "s",
             f64::INFINITY,
-            "keyset batches of 5,000, FOR NO KEY UPDATE SKIP LOCKED, commits that do not wait for the disk".into(),
+            "in turns. Keyset batches of 5,000, FOR NO KEY UPDATE SKIP LOCKED, commits that do not wait for the disk"
+                .into(),
         ),
         Line {
             name: "rows a second / one by one with LIMIT",
-            ours: rows as f64 / median(&one),
+            ours: rows as f64 / median(&figures.one.iter().map(|(ours, _)| *ours).collect::<Vec<_>>()),
             theirs: Some(one_by_one),
             unit: "/s",
             limit: f64::INFINITY,
             note: format!("the others' first {sample} rows only; larger is better"),
         },
-        seconds("three upgrades at once / one", &three, &one, 1.3, String::new()),
+        pair("three upgrades at once / one", &figures.three, "s", 1.3, "in turns".into()),
         Line {
             name: "longest transaction, the disk's standstills apart",
             ours: longest.alone * 1000.0,
@@ -181,35 +242,34 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
                 "of all rounds: one worker, two, and three upgrades; while {}. With them {:.0} ms, and the loop's longest {:.0} ms",
                 longest.what,
                 longest.whole * 1000.0,
-                longest_looped * 1000.0
+                the_loop.0 * 1000.0
             ),
         },
         Line {
             name: "write of one row beside, upgrades / loop",
             ours: longest.usual * 1000.0,
-            theirs: Some(usual_looped * 1000.0),
+            theirs: Some(the_loop.2 * 1000.0),
             unit: "ms",
             limit: 4.0,
             note: format!(
                 "in another table, every 10 ms; all but one in a thousand, {:.0} ms beside one UPDATE. Longest: {:.0} ms, the loop's {:.0} ms, the UPDATE's {:.0} ms",
-                usual_single * 1000.0,
+                the_update.1 * 1000.0,
                 longest.beside * 1000.0,
-                beside_looped * 1000.0,
-                beside_single * 1000.0
+                the_loop.1 * 1000.0,
+                the_update.0 * 1000.0
             ),
         },
-        Line {
-            name: "heap after / the same rows in a new table",
-            ours: median(&growth.iter().map(|(after, _)| after / MEGA).collect::<Vec<_>>()),
-            theirs: Some(median(&growth.iter().map(|(_, packed)| packed / MEGA).collect::<Vec<_>>())),
-            unit: "MB",
-            limit: 1.35,
-            note: format!(
+        pair(
+            "heap after / the same rows in a new table",
+            &figures.heap.iter().map(|(after, packed)| (after / MEGA, packed / MEGA)).collect::<Vec<_>>(),
+            "MB",
+            1.35,
+            format!(
                 "after one UPDATE {:.2}; the rows themselves become {:.2} times as wide",
-                median(&plain_growth),
-                median(&wider)
+                median(&figures.plain_growth),
+                median(&figures.wider)
             ),
-        },
+        ),
         Line {
             name: "heap after / before, the name alone added",
             ours: after / MEGA,
@@ -218,14 +278,7 @@ pub async fn measure(database: &Database, session: &Session, wishes: &Wishes) ->
             limit: 1.35,
             note: "an upgrade in place; VACUUM beside it".into(),
         },
-        Line {
-            name: "WAL a row / of one UPDATE",
-            ours: median(&one_wal),
-            theirs: Some(median(&single_wal)),
-            unit: "B",
-            limit: 1.15,
-            note: "without VACUUM".into(),
-        },
+        pair("WAL a row / of one UPDATE", &figures.wal, "B", 1.15, "without VACUUM".into()),
     ])
 }
 
@@ -239,33 +292,24 @@ async fn check(session: &Session) -> Result<()> {
     Ok(())
 }
 
-/// What a careful hand would write. The seconds of its longest batch.
-async fn keyset_loop(session: &Session) -> Result<f64> {
-    session
-        .run(&format!(
-            "create or replace procedure by_hand(inout longest float8) language plpgsql as $$
-             declare at bigint := 0; upto bigint; keys bigint[]; began timestamptz := clock_timestamp();
-             begin
-                 loop
-                     select max(id) into upto from (select id from article where id > at order by id limit 5000) q;
-                     exit when upto is null;
-                     select array_agg(id) into keys from (select id from article where id > at and id <= upto
-                         and not applied_upgrades @> '{{blocks}}' for no key update skip locked) q;
-                     update article set content2 = {EXPRESSION}, applied_upgrades = array_append(applied_upgrades, 'blocks') where id = any (keys);
-                     at := upto;
-                     commit;
-                     longest := greatest(longest, extract(epoch from clock_timestamp() - began));
-                     began := clock_timestamp();
-                 end loop;
-             end $$"
-        ))
-        .await?;
-    // As our batches do.
-    session.run("set synchronous_commit = off").await?;
-    let longest = session.value("call by_hand(0)").await?.parse()?;
-    session.run("reset synchronous_commit").await?;
-    Ok(longest)
-}
+/// What a careful hand would write. It tells the seconds of its longest batch.
+const BY_HAND: &str = "set synchronous_commit = off; -- as our batches do
+     create or replace procedure by_hand(inout longest float8) language plpgsql as $$
+     declare at bigint := 0; upto bigint; keys bigint[]; began timestamptz;
+     begin
+         loop
+             perform gate();
+             began := clock_timestamp();
+             select max(id) into upto from (select id from article where id > at order by id limit 5000) q;
+             exit when upto is null;
+             select array_agg(id) into keys from (select id from article where id > at and id <= upto
+                 and not applied_upgrades @> '{blocks}' for no key update skip locked) q;
+             update article set content2 = to_jsonb(content), applied_upgrades = array_append(applied_upgrades, 'blocks') where id = any (keys);
+             at := upto;
+             commit;
+             longest := greatest(longest, extract(epoch from clock_timestamp() - began));
+         end loop;
+     end $$";
 
 /// Rows one after the other, each found by what it lacks: rows a second, and how many were done.
 async fn one_by_one(session: &Session, rows: i64) -> Result<(f64, i64)> {
@@ -297,6 +341,8 @@ async fn as_wide_as_before(database: &Database, session: &Session, rows: i64) ->
     session
         .run("select migrator.register_upgrade('article', 'other', '{\"live\": \"not live\"}', safe_in_place => true)")
         .await?;
-    sweep(database, "article", 1).await?;
+    let mut sweep = Sweep::new(database, "article", 1).await?;
+    in_turns!(sweep);
+    sweep.end(&Writes::default()).await?;
     Ok((before, heap(session).await?))
 }
