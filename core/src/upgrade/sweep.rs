@@ -200,32 +200,21 @@ impl Table<'_> {
         )
     }
 
-    /// The first key of the range that still lacks something, but for some ($1, a list of keys): `key`.
+    /// How far a range is done: the key before the first that still lacks something, but for some ($1, a list of keys), null where that is the first of all, and the number of rows up to
+    /// it: `before` and `rows`; no row where nothing lacks anything. One look in the order of the key, which ends there.
     #[must_use]
-    pub fn first_lacking(&self, definition: &Definition, range: &Range) -> String {
+    pub fn done_until(&self, definition: &Definition, range: &Range) -> String {
         format!(
-            "select {0} as key from {1} l where {2} and {3} \
-               and pg_catalog.to_jsonb({0})::pg_catalog.text <> all (array(select x.value::pg_catalog.text from pg_catalog.jsonb_array_elements($1) x)) \
-             order by {4} limit 1",
-            texts(self.key),
-            self.name,
-            range.filter(self.key),
-            lacking(definition),
-            order(self.key, "<")
-        )
-    }
-
-    /// The last key of those behind one, from the start where there is none, and before another: `key`.
-    #[must_use]
-    pub fn last_before(&self, after: Option<&[String]>, key: &[String]) -> String {
-        let behind = Range { after: after.map(<[String]>::to_vec), until: None };
-        format!(
-            "select {} as key from {} l where {} and {} order by {} limit 1",
-            texts(self.key),
-            self.name,
-            behind.filter(self.key),
-            compare(self.key, key, "<", "<"),
-            order(self.key, ">")
+            "select q.before, q.rows from ( \
+               select {lacking} and pg_catalog.to_jsonb({key})::pg_catalog.text <> all (array(select x.value::pg_catalog.text from pg_catalog.jsonb_array_elements($1) x)) as lacks, \
+                 pg_catalog.lag({key}) over w as before, row_number() over w - 1 as rows \
+               from {table} l where {range} window w as (order by {order}) order by {order} offset 0) q \
+             where q.lacks limit 1",
+            lacking = lacking(definition),
+            key = texts(self.key),
+            table = self.name,
+            range = range.filter(self.key),
+            order = order(self.key, "<")
         )
     }
 

@@ -471,23 +471,21 @@ fn passed(
     aside: &[written::Key],
 ) -> Result<(Option<Vec<String>>, i64), Failure> {
     #[derive(Deserialize)]
+    struct Until {
+        before: Option<Vec<String>>,
+        rows: i64,
+    }
+    let table = keyset.table();
+    let until: Vec<Until> = keyset.query(&table.done_until(definition, range), &[JsonB(json!(aside)).into()])?;
+    if let Some(until) = until.into_iter().next() {
+        return Ok((until.before.or_else(|| range.after.clone()), until.rows));
+    }
+    #[derive(Deserialize)]
     struct Rows {
         n: i64,
     }
-    let first: Vec<Found> =
-        keyset.query(&keyset.table().first_lacking(definition, range), &[JsonB(json!(aside)).into()])?;
-    let until = match first.first() {
-        None => range.until.clone(),
-        Some(first) => {
-            let before: Vec<Found> =
-                keyset.query(&keyset.table().last_before(range.after.as_deref(), &first.key), &[])?;
-            let Some(before) = before.into_iter().next() else { return Ok((range.after.clone(), 0)) };
-            Some(before.key)
-        }
-    };
-    let range = Range { after: range.after.clone(), until };
-    let rows: Vec<Rows> = keyset.query(&keyset.table().rows_in(&range), &[])?;
-    Ok((range.until, rows.first().map_or(0, |rows| rows.n)))
+    let all: Vec<Rows> = keyset.query(&table.rows_in(range), &[])?;
+    Ok((range.until.clone(), all.first().map_or(0, |all| all.n)))
 }
 
 /// Whether nothing but retired names is left to take off: everything else that batches do is complete.
