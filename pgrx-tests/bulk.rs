@@ -48,7 +48,12 @@ mod tests {
         .unwrap();
         assert_eq!(same("id, big, word, twice", "select id, big, word, v * 2 from source").0, 3500);
         assert_eq!(number("select count(*) from paged where length(big) = 128000"), 70);
-        let (_, by_page, by_row) = same("id, word", "select g + 5000, 'a' from generate_series(1, 5000) g");
+        // Other tests write to the same log meanwhile: what is least is the table's own.
+        let (mut by_page, mut by_row) = (i64::MAX, i64::MAX);
+        for _ in 0..5 {
+            let (_, page, row) = same("id, word", "select g + 5000, 'a' from generate_series(1, 5000) g");
+            (by_page, by_row) = (by_page.min(page), by_row.min(row));
+        }
         assert!(by_page * 3 < by_row * 2, "{by_page} bytes were logged by the page, {by_row} by the row");
         assert_eq!(same("id, word", "select 1, 'a' where false").0, 0);
     }

@@ -44,13 +44,19 @@ pub fn kept(old: KeyType<'_>, new: KeyType<'_>) -> Option<Kept> {
     Some(Kept { same_order: ordered })
 }
 
-/// Whether an assignment from one to the other, whichever way, leaves a value what it is or refuses it: nothing is rounded.
+/// Whether an assignment there, or back, leaves a value what it is or refuses it: nothing is rounded. A text in which there is less room loses blanks at its end without
+/// a word: there that counts, and back, where it would stand in the way of more room, it does not.
 #[must_use]
 pub fn none_rounds(one: KeyType<'_>, other: KeyType<'_>) -> bool {
     let both = |bases: &[&str]| bases.contains(&one.base) && bases.contains(&other.base);
     let digits = |modifier: i32| (modifier >= 0).then(|| precision_and_scale(modifier).1);
-    match one.base {
-        base if base != other.base => both(&["smallint", "integer", "bigint"]) || both(&["text", "character varying"]),
+    let narrower = other.modifier >= 0 && (one.modifier < 0 || other.modifier < one.modifier);
+    // An array has the modifier of its values.
+    match one.base.trim_end_matches("[]") {
+        _ if one.base != other.base => {
+            both(&["smallint", "integer", "bigint"]) || both(&["text", "character varying"]) && !narrower
+        }
+        "character varying" => !narrower,
         "numeric" => digits(one.modifier) == digits(other.modifier),
         base if base.starts_with("time") || base.starts_with("interval") => one.modifier == other.modifier,
         _ => true,
@@ -148,23 +154,30 @@ mod tests {
 
     #[test]
     fn what_rounds_on_one_of_both_ways() {
-        let whole = |base| plain(base);
+        let varying = |modifier| text("character varying", modifier, 0);
         for (one, other) in [
-            (whole("integer"), whole("bigint")),
-            (whole("text"), text("character varying", 9, 0)),
+            (plain("integer"), plain("bigint")),
+            (plain("bigint"), plain("integer")),
+            (plain("text"), varying(-1)),
+            (varying(9), plain("text")),
+            (varying(9), varying(13)),
             (numeric(10, 2), numeric(12, 2)),
-            (whole("jsonb"), whole("jsonb")),
+            (plain("jsonb"), plain("jsonb")),
         ] {
-            assert!(none_rounds(one, other) && none_rounds(other, one), "{one:?} {other:?}");
+            assert!(none_rounds(one, other), "{one:?} {other:?}");
+        }
+        for (one, other) in [(plain("text"), varying(9)), (varying(13), varying(9))] {
+            assert!(!none_rounds(one, other), "{one:?} {other:?}");
         }
         for (one, other) in [
-            (whole("integer"), whole("numeric")),
-            (whole("numeric"), numeric(10, 2)),
+            (plain("integer"), plain("numeric")),
+            (plain("numeric"), numeric(10, 2)),
             (numeric(10, 2), numeric(10, 3)),
-            (whole("double precision"), whole("real")),
-            (whole("timestamp with time zone"), whole("date")),
-            (text("timestamp without time zone", 3, 0), whole("timestamp without time zone")),
-            (whole("json"), whole("jsonb")),
+            (plain("double precision"), plain("real")),
+            (plain("timestamp with time zone"), plain("date")),
+            (text("timestamp without time zone", 3, 0), plain("timestamp without time zone")),
+            (plain("json"), plain("jsonb")),
+            (text("numeric[]", 655_366, 0), plain("numeric[]")),
         ] {
             assert!(!none_rounds(one, other) && !none_rounds(other, one), "{one:?} {other:?}");
         }

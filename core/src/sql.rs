@@ -186,22 +186,21 @@ fn beside_kept(value: &str, bare_type: Option<&str>) -> String {
     }
 }
 
-/// A value that is compared with another one that is computed in the same way, as the column would have it: both are made of the type with its modifier,
-/// for 2.40 and 2.4 are the same in a column with two digits. But where a cast would cut what an assignment refuses it has none: what the column has no room for has to differ.
+/// A value that is compared with another one that is computed in the same way, as the column would have it where its type rounds: 2.40 and 2.4 are the same in a
+/// column with two digits. Nothing is cut, and nothing refused that nobody assigns: what the column has no room for has to differ.
 fn compared(value: &str, bare_type: Option<&str>, type_name: &str) -> String {
-    let rounds = |bare: &str| {
-        let element = bare.trim_end_matches("[]");
-        !["character varying", "bpchar", "bit varying", "\"bit\""].contains(&element)
-            && without_modifier(type_name) == bare
-    };
-    beside_kept(value, bare_type.map(|bare| if rounds(bare) { type_name } else { bare }))
-}
-
-/// `timestamp(3) without time zone` without its modifier. Of a domain, or of what has fields, something that is no type's name.
-fn without_modifier(type_name: &str) -> String {
-    match (type_name.find('('), type_name.find(')')) {
-        (Some(from), Some(to)) if from < to => [&type_name[..from], &type_name[to + 1..]].concat(),
-        _ => type_name.to_owned(),
+    let bare = beside_kept(value, bare_type);
+    let inside = type_name.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
+    match (bare_type, inside) {
+        (Some("numeric"), Some((digits, ""))) => match digits.split_once(',') {
+            Some((_, scale)) => format!("pg_catalog.round({bare}, {scale})"),
+            None => bare,
+        },
+        (Some(bare_type), Some((digits, _))) if bare_type.starts_with("time") => {
+            let plain = type_name.replacen(&format!("({digits})"), "", 1);
+            if plain == bare_type { format!("({value})::{type_name}") } else { bare }
+        }
+        _ => bare,
     }
 }
 

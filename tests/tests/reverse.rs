@@ -184,6 +184,24 @@ async fn digits_that_say_nothing(server: Server) -> Result<()> {
     change.swap().await?;
     let totals = session.value("select string_agg(total::text, ' ' order by id) from sale").await?;
     ensure!(totals == "99.00 4.00 1.00", "{totals}");
+    change.finish().await?;
+    // What would have to be compared, and nobody assigns, may be more than the column has room for.
+    session.run("create table dear (id int primary key, a int); insert into dear values (1, 1)").await?;
+    let change = Change::create_with(
+        &database,
+        "public.dear",
+        "actions => 'add column total numeric(4,2)', transform => '{\"total\": \"a * 10\"}'",
+    )
+    .await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    session.run("update dear set a = 50").await?;
+    change.until_in_step().await?;
+    change.rollback().await?;
+    session.run("update dear set a = 2").await?;
+    change.until_ready().await?;
+    change.swap().await?;
+    ensure!(session.value("select total from dear").await? == "20.00", "{:?}", session.row("table dear").await?);
     change.finish().await
 }
 

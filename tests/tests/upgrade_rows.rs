@@ -58,6 +58,10 @@ async fn keys_of_every_kind(server: Server) -> Result<()> {
     if session.number("select count(*) from pg_available_extensions where name = 'citext'").await? == 1 {
         session.run("create extension citext").await?;
         kinds.push(("a citext primary key", CASES));
+        kinds.push((
+            "a citext, b int, primary key (a, b)",
+            "select (array['x', 'Y', 'y'])[1 + g % 3] || g / 30, g from generate_series(1, 3000) g",
+        ));
     }
     let soft = "create collation soft (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
     if session.run(soft).await.is_ok() {

@@ -65,7 +65,9 @@ fn compare(key: &[Key], values: &[String], symbol: &str, strict: &str) -> String
         let values: Vec<&str> = columns.iter().map(|(_, value)| value.as_str()).collect();
         return format!("({}) {} ({})", names.join(", "), operator(first, symbol), values.join(", "));
     }
-    columns.iter().enumerate().rev().fold(String::new(), |text, (place, (column, value))| {
+    // No index serves a comparison with `or`: what it is about at most stands beside it.
+    let bound = format!("l.{} {} {value}", first.name, operator(first, &format!("{strict}=")));
+    let exactly = columns.iter().enumerate().rev().fold(String::new(), |text, (place, (column, value))| {
         let name = &column.name;
         if place + 1 == columns.len() {
             format!("l.{name} {} {value}", operator(column, symbol))
@@ -73,7 +75,8 @@ fn compare(key: &[Key], values: &[String], symbol: &str, strict: &str) -> String
             let (less, equal) = (operator(column, strict), operator(column, "="));
             format!("(l.{name} {less} {value} or (l.{name} {equal} {value} and {text}))")
         }
-    })
+    });
+    format!("{bound} and {exactly}")
 }
 
 /// The key as an array of texts.
@@ -389,7 +392,7 @@ mod tests {
         let range = Range { after: Some(vec!["1".into(), "2".into()]), until: None };
         assert_eq!(
             range.filter(&keys),
-            "(l.\"a\" operator(\"x\".>) '1'::bigint or (l.\"a\" operator(\"x\".=) '1'::bigint and l.\"b\" operator(\"y\".>) '2'::bigint))"
+            "l.\"a\" operator(\"x\".>=) '1'::bigint and (l.\"a\" operator(\"x\".>) '1'::bigint or (l.\"a\" operator(\"x\".=) '1'::bigint and l.\"b\" operator(\"y\".>) '2'::bigint))"
         );
     }
 }

@@ -23,7 +23,8 @@ pub struct Column {
     /// The type under all domains, as SQL, without a modifier.
     pub base_type: String,
     /// The same, such that a cast to it cuts nothing: `character` alone is `character(1)`, an array of a domain's values one of those of the type
-    /// under it. What has fields is made out of text, for a cast of a row would cut what a field has no room for, and its input refuses that.
+    /// under it. What has fields with a modifier, or that are domains or have fields, is made out of text: a cast of a row would cut what a field has no room for, and
+    /// its input refuses that.
     pub bare_type: String,
     /// Collation's oid, 0 for none.
     pub collation: u32,
@@ -54,7 +55,10 @@ pub fn columns(relation: u32) -> Result<Vec<Column>, Failure> {
          select pg_catalog.to_jsonb(q) from ( \
          select a.attnum, a.attname as name, a.atttypid::pg_catalog.int8 as type_oid, a.atttypmod as modifier, \
            pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name, pg_catalog.format_type(b.oid, null) as base_type, \
-           case when coalesce(e.kind, b.kind) = 'c' or e.of is not null and m.typarray = 0 then 'pg_catalog.text::' || pg_catalog.format_type(b.oid, -1) \
+           case when e.of is not null and m.typarray = 0 or exists (select from pg_catalog.pg_type c join pg_catalog.pg_attribute f on f.attrelid = c.typrelid \
+               join pg_catalog.pg_type t on t.oid = f.atttypid left join pg_catalog.pg_type u on u.typarray = t.oid \
+               where c.oid = coalesce(e.oid, b.oid) and c.typtype = 'c' and f.attnum > 0 and not f.attisdropped \
+                 and (f.atttypmod >= 0 or coalesce(u.typtype, t.typtype) in ('c', 'd'))) then 'pg_catalog.text::' || pg_catalog.format_type(b.oid, -1) \
                 else pg_catalog.format_type(coalesce(m.typarray, b.oid), -1) end as bare_type, \
            a.attcollation::pg_catalog.int8 as collation, coalesce(l.collisdeterministic, true) as deterministic, \
            a.attnotnull and not exists (select from pg_catalog.pg_constraint n where n.conrelid = a.attrelid and n.contype = 'n' \

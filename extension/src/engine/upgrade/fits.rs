@@ -125,7 +125,12 @@ fn goes_back(before: &[OldColumn], key: &[KeyColumn], name: &Ident) -> bool {
 fn rounds(before: &[Column], after: &[Column], key: &[KeyColumn], name: &Ident) -> bool {
     let of = |columns: &[Column]| columns.iter().position(|column| column.name == *name);
     let (Some(old), Some(new)) = (of(before), of(after)) else { return false };
-    !key.iter().any(|key| key.old == *name) && !none_rounds(keys::key_type(&before[old]), keys::key_type(&after[new]))
+    let (old, new) = (&before[old], &after[new]);
+    // A domain's digits are not to be seen in the column.
+    let same = old.type_oid == new.type_oid && old.modifier == new.modifier;
+    let domain = old.type_oid != new.type_oid && old.base_type == new.base_type;
+    let keeps = || none_rounds(keys::key_type(old), keys::key_type(new)) && !(domain && keys::has_digits(new));
+    !same && !key.iter().any(|key| key.old == *name) && !keeps()
 }
 
 /// Whether the guard can read an upgrade's expressions over another table, which takes the place of the live one.
@@ -274,11 +279,8 @@ impl Fits<'_> {
 
     fn carried(&self, name: &Ident, new: &NewColumn, why: &str) -> Result<(), Failure> {
         let columns_before = definition::columns(self.live.oid)?;
-        if self.brings
-            || keys::is_unchanged(&new.source, name)
-                && goes_back(self.before, self.key, name)
-                && !rounds(&columns_before, self.after, self.key, name)
-        {
+        let as_it_is = self.brings || keys::is_unchanged(&new.source, name) && goes_back(self.before, self.key, name);
+        if as_it_is && (new.upgraded || !rounds(&columns_before, self.after, self.key, name)) {
             return Ok(());
         }
         Err(Failure::new(

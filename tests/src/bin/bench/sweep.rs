@@ -49,7 +49,7 @@ impl Worker {
     /// One call, and what it asks for; not the wait after it.
     async fn step(&mut self) -> Result<Step> {
         let begun = Instant::now();
-        let (seconds, row) = timed(async { Ok(self.session.row(&self.sql).await?) }).await?;
+        let (seconds, row) = timed(self.session.row(&self.sql)).await?;
         if !row[4].is_empty() {
             let (database, vacuums, statement) = (self.database.clone(), self.vacuums.clone(), row[4].clone());
             self.cleaning.push(tokio::spawn(async move {
