@@ -4,6 +4,7 @@
 
 mod batch;
 pub mod bound;
+mod chunk;
 mod complete;
 pub mod ensure;
 pub mod explain;
@@ -18,6 +19,7 @@ mod keyset;
 mod look;
 pub mod looked;
 mod numbers;
+mod overtaken;
 mod published;
 mod reading;
 pub mod register;

@@ -148,7 +148,7 @@ fn bounds(table: &Upgraded, keyset: &Keyset<'_>) -> Result<Vec<Vec<String>>, Fai
 
 /// A chunk for this worker: the one it had, or the first that nobody has. A chunk begins at the pace to which the one that
 /// was finished last had come. Its row is held until the end of the transaction,
-/// and with it goes the lease: who is overtaken cannot commit, for he is ended first (see `overdue`).
+/// and with it goes the lease: who is overtaken cannot commit, for he is ended first (see `overtaken`).
 pub fn claim(table: &Upgraded, worker: &str, lease_ms: i32) -> Result<Option<Chunk>, Failure> {
     spi::fetch_optional(
         "with c as (select k.relation, k.sweep, k.number from migrator.sweep_chunk k where k.relation = $1 and k.sweep = $2 and k.done_at is null \
@@ -164,33 +164,6 @@ pub fn claim(table: &Upgraded, worker: &str, lease_ms: i32) -> Result<Option<Chu
          select pg_catalog.jsonb_build_object('number', u.number, 'key_after', u.key_after, 'key_until', u.key_until, 'pace', pg_catalog.jsonb_build_object('size', u.batch_rows, 'rate', u.rate, 'weight', u.weight), \
              'skipped', u.skipped, 'passed', u.key_after is not null and u.key_after = u.key_until) from u",
         &[pg_sys::Oid::from(table.relation.oid).into(), table.state.sweep.into(), worker.into(), lease_ms.into()],
-    )
-}
-
-/// A session that holds a chunk for longer than a lease: stopped, or idle in a transaction.
-#[derive(Debug, Deserialize)]
-pub struct Overdue {
-    pub pid: i32,
-    pub number: i32,
-    /// It was ended before, and is still there: a process that is stopped ends when it goes on.
-    pub told: bool,
-}
-
-/// The holders of chunks whose transaction is older than the lease, twice that where the one before was ended too, and so on: a row
-/// that takes longer than a lease is done all the same. A chunk is held by its row, whose xmax is the holder's transaction. Whoever drives the whole in one transaction (`ensure_upgraded`) says so by a lock, and is waited for.
-pub fn overdue(table: &Upgraded, lease_ms: i32) -> Result<Vec<Overdue>, Failure> {
-    spi::fetch(
-        "select a.pid, k.number, exists (select from migrator.upgrade_event e where e.relation = k.relation and e.kind = 'overtaken' \
-             and e.detail -> 'chunk' = pg_catalog.to_jsonb(k.number) and e.detail -> 'pid' = pg_catalog.to_jsonb(a.pid) and e.at > a.xact_start) as told \
-         from migrator.sweep_chunk k \
-         join pg_catalog.pg_locks l on l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted and l.transactionid = k.xmax \
-         join pg_catalog.pg_stat_activity a on a.pid = l.pid and a.pid <> pg_catalog.pg_backend_pid() \
-         where k.relation = $1 and k.sweep = $2 and k.done_at is null \
-           and not exists (select from pg_catalog.pg_locks d where d.pid = a.pid and d.locktype = 'object' and d.classid = 'migrator.upgrade'::pg_catalog.regclass) \
-           and a.xact_start < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $3 / 1000.0 * 2 ^ least(16, ( \
-             select count(distinct e.detail -> 'pid') from migrator.upgrade_event e join migrator.upgraded u on u.relation = e.relation \
-             where e.relation = k.relation and e.kind = 'overtaken' and e.detail -> 'chunk' = pg_catalog.to_jsonb(k.number) and e.at > u.sweep_began)))",
-        &[pg_sys::Oid::from(table.relation.oid).into(), table.state.sweep.into(), lease_ms.into()],
     )
 }
 
