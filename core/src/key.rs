@@ -58,7 +58,8 @@ pub fn none_rounds(one: KeyType<'_>, other: KeyType<'_>) -> bool {
         }
         "character varying" => !narrower,
         "numeric" => digits(one.modifier) == digits(other.modifier),
-        base if base.starts_with("time") || base.starts_with("interval") => one.modifier == other.modifier,
+        base if base.starts_with("time") => parts_of_a_second(one) == parts_of_a_second(other),
+        base if base.starts_with("interval") => one.modifier == other.modifier,
         _ => true,
     }
 }
@@ -84,6 +85,11 @@ fn wider(base: &str, old: i32, new: i32) -> bool {
         | "time with time zone" => new > old,
         _ => false,
     }
+}
+
+/// Digits of a time's seconds.
+fn parts_of_a_second(time: KeyType<'_>) -> i32 {
+    if time.modifier < 0 { 6 } else { time.modifier }
 }
 
 /// Of a `numeric`, as numeric.c packs them; a scale is a signed number of 11 bits since 15.
@@ -162,6 +168,8 @@ mod tests {
             (varying(9), plain("text")),
             (varying(9), varying(13)),
             (numeric(10, 2), numeric(12, 2)),
+            (plain("time with time zone"), text("time with time zone", 6, 0)),
+            (text("timestamp without time zone[]", 6, 0), plain("timestamp without time zone[]")),
             (plain("jsonb"), plain("jsonb")),
         ] {
             assert!(none_rounds(one, other), "{one:?} {other:?}");

@@ -293,7 +293,7 @@ impl Fits<'_> {
         )
         .detail(format!("{why} Nothing was changed."))
         .hint(format!(
-            "Leave its values as they are, there (transform, USING, a type that rounds) and back (reverse); or retire the upgrades first: select name, state, next_step from migrator.upgrades where relation = {};",
+            "Leave its values as they are, there (transform, USING, a type that makes others of them) and back (reverse); or retire the upgrades first: select name, state, next_step from migrator.upgrades where relation = {};",
             self.live.as_shown()
         )))
     }
