@@ -48,18 +48,23 @@ pub fn kept(old: KeyType<'_>, new: KeyType<'_>) -> Option<Kept> {
 /// a word: there that counts, and back, where it would stand in the way of more room, it does not.
 #[must_use]
 pub fn none_rounds(one: KeyType<'_>, other: KeyType<'_>) -> bool {
-    let both = |bases: &[&str]| bases.contains(&one.base) && bases.contains(&other.base);
+    // An array has the modifier of its values.
+    let [base, new_base] = [one, other].map(|side| side.base.trim_end_matches("[]"));
+    let both = |bases: &[&str]| bases.contains(&base) && bases.contains(&new_base);
     let digits = |modifier: i32| (modifier >= 0).then(|| precision_and_scale(modifier).1);
     let narrower = other.modifier >= 0 && (one.modifier < 0 || other.modifier < one.modifier);
-    // An array has the modifier of its values.
-    match one.base.trim_end_matches("[]") {
+    match base {
+        _ if one.base.ends_with("[]") != other.base.ends_with("[]") => false,
         _ if one.base != other.base => {
             both(&["smallint", "integer", "bigint"]) || both(&["text", "character varying"]) && !narrower
         }
         "character varying" => !narrower,
         "numeric" => digits(one.modifier) == digits(other.modifier),
-        base if base.starts_with("time") => parts_of_a_second(one) == parts_of_a_second(other),
-        base if base.starts_with("interval") => one.modifier == other.modifier,
+        _ if ["time ", "timestamp "].iter().any(|time| base.starts_with(time)) => {
+            parts_of_a_second(one) == parts_of_a_second(other)
+        }
+        // Blanks that fill it are a part of what an expression may see.
+        "interval" | "bpchar" | "character" => one.modifier == other.modifier,
         _ => true,
     }
 }
@@ -171,6 +176,9 @@ mod tests {
             (plain("time with time zone"), text("time with time zone", 6, 0)),
             (text("timestamp without time zone[]", 6, 0), plain("timestamp without time zone[]")),
             (plain("jsonb"), plain("jsonb")),
+            (plain("integer[]"), plain("bigint[]")),
+            (text("character varying[]", 9, 0), plain("text[]")),
+            (plain("timeline.kind"), text("timeline.kind", 3, 0)),
         ] {
             assert!(none_rounds(one, other), "{one:?} {other:?}");
         }
@@ -185,6 +193,8 @@ mod tests {
             (plain("timestamp with time zone"), plain("date")),
             (text("timestamp without time zone", 3, 0), plain("timestamp without time zone")),
             (plain("json"), plain("jsonb")),
+            (plain("text"), plain("text[]")),
+            (text("bpchar", 7, 0), text("bpchar", 9, 0)),
             (text("numeric[]", 655_366, 0), plain("numeric[]")),
         ] {
             assert!(!none_rounds(one, other) && !none_rounds(other, one), "{one:?} {other:?}");

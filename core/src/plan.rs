@@ -52,7 +52,7 @@ pub struct NewColumn {
     pub name: Ident,
     /// Type with modifier, qualified, as `format_type` gives it under an empty search_path.
     pub type_name: String,
-    /// The type under all domains, without a modifier: a cast to it cuts nothing. None in plans that were made before it was written down.
+    /// The type under all domains, without a modifier: a cast to it cuts nothing. None where each cast could, and in plans that were made before it was written down.
     #[serde(default)]
     pub bare_type: Option<String>,
     /// Stored or virtual generated: never written, by nobody.

@@ -186,7 +186,7 @@ fn beside_kept(value: &str, bare_type: Option<&str>) -> String {
     }
 }
 
-/// A value that is compared with another one that is computed in the same way, as the column would have it where its type rounds: 2.40 and 2.4 are the same in a
+/// A value that is compared with another one that is computed in the same way, as the column would have it where it rounds by itself, not by a domain: 2.40 and 2.4 are the same in a
 /// column with two digits. Nothing is cut, and nothing refused that nobody assigns: what the column has no room for has to differ.
 fn compared(value: &str, bare_type: Option<&str>, type_name: &str) -> String {
     let bare = beside_kept(value, bare_type);

@@ -23,9 +23,10 @@ pub struct Column {
     /// The type under all domains, as SQL, without a modifier.
     pub base_type: String,
     /// The same, such that a cast to it cuts nothing: `character` alone is `character(1)`, an array of a domain's values one of those of the type
-    /// under it. What has fields with a modifier, or that are domains or have fields, is made out of text: a cast of a row would cut what a field has no room for, and
-    /// its input refuses that.
-    pub bare_type: String,
+    /// under it. None where each cast could: what has fields with a modifier, or that are domains or have fields.
+    pub bare_type: Option<String>,
+    /// The modifier of that, whether the column gives it or a domain.
+    pub bare_modifier: i32,
     /// Collation's oid, 0 for none.
     pub collation: u32,
     /// Whether equal means the same bytes under that collation.
@@ -43,23 +44,24 @@ pub struct Column {
 /// The columns of a relation in attribute order.
 pub fn columns(relation: u32) -> Result<Vec<Column>, Failure> {
     spi::fetch(
-        "with recursive base(of, oid, kind, next) as ( \
-           select distinct t.oid, t.oid, t.typtype, t.typbasetype from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid \
+        "with recursive base(of, oid, kind, next, below, modifier) as ( \
+           select distinct t.oid, t.oid, t.typtype, t.typbasetype, t.typtypmod, -1 from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid \
             where a.attrelid = $1 and a.attnum > 0 \
            union all \
-           select b.of, t.oid, t.typtype, t.typbasetype from base b join pg_catalog.pg_type t on t.oid = b.next where b.kind = 'd'), \
-         element(of, oid, kind, next) as ( \
-           select b.of, t.oid, t.typtype, t.typbasetype from base b join pg_catalog.pg_type t on t.typarray = b.oid where b.kind <> 'd' \
+           select b.of, t.oid, t.typtype, t.typbasetype, t.typtypmod, b.below from base b join pg_catalog.pg_type t on t.oid = b.next where b.kind = 'd'), \
+         element(of, oid, kind, next, below, modifier) as ( \
+           select b.of, t.oid, t.typtype, t.typbasetype, t.typtypmod, b.modifier from base b join pg_catalog.pg_type t on t.typarray = b.oid where b.kind <> 'd' \
            union all \
-           select e.of, t.oid, t.typtype, t.typbasetype from element e join pg_catalog.pg_type t on t.oid = e.next where e.kind = 'd') \
+           select e.of, t.oid, t.typtype, t.typbasetype, t.typtypmod, e.below from element e join pg_catalog.pg_type t on t.oid = e.next where e.kind = 'd') \
          select pg_catalog.to_jsonb(q) from ( \
          select a.attnum, a.attname as name, a.atttypid::pg_catalog.int8 as type_oid, a.atttypmod as modifier, \
            pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name, pg_catalog.format_type(b.oid, null) as base_type, \
            case when e.of is not null and m.typarray = 0 or exists (select from pg_catalog.pg_type c join pg_catalog.pg_attribute f on f.attrelid = c.typrelid \
                join pg_catalog.pg_type t on t.oid = f.atttypid left join pg_catalog.pg_type u on u.typarray = t.oid \
                where c.oid = coalesce(e.oid, b.oid) and c.typtype = 'c' and f.attnum > 0 and not f.attisdropped \
-                 and (f.atttypmod >= 0 or coalesce(u.typtype, t.typtype) in ('c', 'd'))) then 'pg_catalog.text::' || pg_catalog.format_type(b.oid, -1) \
+                 and (f.atttypmod >= 0 or coalesce(u.typtype, t.typtype) in ('c', 'd'))) then null \
                 else pg_catalog.format_type(coalesce(m.typarray, b.oid), -1) end as bare_type, \
+           case when a.atttypmod >= 0 then a.atttypmod else coalesce(e.modifier, b.modifier) end as bare_modifier, \
            a.attcollation::pg_catalog.int8 as collation, coalesce(l.collisdeterministic, true) as deterministic, \
            a.attnotnull and not exists (select from pg_catalog.pg_constraint n where n.conrelid = a.attrelid and n.contype = 'n' \
              and not n.convalidated and n.conkey[1] = a.attnum) as not_null, a.attgenerated <> '' as generated, a.attidentity <> '' as identity, \

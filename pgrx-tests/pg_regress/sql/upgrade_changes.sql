@@ -155,6 +155,15 @@ select * from refused($$select migrator.create_shadow('stood_on', 'drop column c
 select * from refused($$select migrator.create_shadow('stood_on', 'alter column applied_upgrades type varchar[]')$$);
 -- A type in whose values an assignment rounds, there or back.
 select * from refused($$select migrator.create_shadow('stood_on', 'alter column k type numeric')$$);
+-- It may be a domain that has the digits, or the length. One that only checks changes nothing.
+create domain amount as numeric check (value >= 0);
+create domain in_cents as numeric(10,2);
+create domain brief as varchar(5);
+create table rounded (id int primary key, price numeric, words varchar[], n int, applied_upgrades text[] not null default '{}');
+select migrator.register_upgrade('rounded', 'n', '{"n": "ceil(price)::int + length(words[1])"}') is not null as registered;
+select code, message from refused($$select * from migrator.explain('rounded', 'alter column price type in_cents')$$);
+select code, message from refused($$select * from migrator.explain('rounded', 'alter column words type brief[]')$$);
+select code from refused($$select * from migrator.explain('rounded', 'alter column price type amount, alter column words type text[]')$$);
 -- Nor does one that is registered while the change is under way.
 create table begun (id int primary key, content text, n int, applied_upgrades text[] not null default '{}');
 select migrator.create_shadow('begun', transform => '{"content": "btrim(content)"}') is not null as made;

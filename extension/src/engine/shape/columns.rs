@@ -7,7 +7,7 @@ use super::Request;
 use super::table::Steps;
 use crate::catalog::actions::Part;
 use crate::catalog::definition::{self, Column};
-use crate::catalog::expression::{self, Default, Place, Shape, Type};
+use crate::catalog::expression::{self, Default, Expression, Place, Shape, Type};
 use crate::catalog::relation::Relation;
 use crate::catalog::{role, spi};
 use migrator_core::failure::{Failure, code};
@@ -152,7 +152,7 @@ impl Work<'_> {
                 Ok(NewColumn {
                     name: column.name.clone(),
                     type_name: column.type_name.clone(),
-                    bare_type: Some(column.bare_type.clone()),
+                    bare_type: column.bare_type.clone(),
                     generated: column.generated,
                     old: self.old_of(column).map(|old| old.name.clone()),
                     source: self.source(column, parts, frozen)?,
@@ -179,17 +179,19 @@ impl Work<'_> {
         }
         if let Some(text) = transform {
             let place = self.place(Shape::Old, format!("transform of {}", expression::column(name)));
-            return Ok(Source::Expression { sql: expression::read(&place, text, kind(column))?.sql, given: true });
+            let read = takes(column, &place.what, expression::read(&place, text, kind(column))?)?;
+            return Ok(Source::Expression { sql: read.sql, given: true });
         }
         // USING stands in the first part only, so it speaks of columns under their names in the live table.
         let using = old.and_then(|old| parts.first()?.using.iter().find(|(name, _)| name == old.name.as_str()));
         if let Some((_, raw)) = using {
             let place = self.place(Shape::Old, format!("using of {}", expression::column(name)));
-            return Ok(Source::Expression { sql: expression::read_raw(&place, *raw, kind(column))?.sql, given: true });
+            let read = takes(column, &place.what, expression::read_raw(&place, *raw, kind(column))?)?;
+            return Ok(Source::Expression { sql: read.sql, given: true });
         }
         match old {
             Some(old) if kind(old) == kind(column) => Ok(Source::Same),
-            Some(old) if !expression::is_assignable(old.type_oid, column.type_oid) => Err(Failure::new(
+            Some(old) if !is_taken(column, old.type_oid) => Err(Failure::new(
                 "42846",
                 format!(
                     "column {} of type {} does not take values of type {}",
@@ -228,7 +230,7 @@ impl Work<'_> {
                 Ok(OldColumn {
                     name: column.name.clone(),
                     type_name: column.type_name.clone(),
-                    bare_type: Some(column.bare_type.clone()),
+                    bare_type: column.bare_type.clone(),
                     generated: column.generated,
                     new: new.map(|new| new.name.clone()),
                     reverse,
@@ -262,12 +264,11 @@ impl Work<'_> {
         }
         if let Some(text) = given {
             let place = self.place(Shape::New, format!("reverse of {}", expression::column(name)));
-            return Ok((Some(expression::read(&place, text, kind(column))?.sql), null()));
+            let read = takes(column, &place.what, expression::read(&place, text, kind(column))?)?;
+            return Ok((Some(read.sql), null()));
         }
         match new {
-            Some(new) if expression::is_assignable(new.type_oid, column.type_oid) => {
-                Ok((Some(format!("s.{}", new.name)), null()))
-            }
+            Some(new) if is_taken(column, new.type_oid) => Ok((Some(format!("s.{}", new.name)), null())),
             // One to one by the rule for keys, so the text form is the way back.
             Some(new) if carried.is_some() => Ok((Some(format!("(s.{})::{}", new.name, column.type_name)), null())),
             Some(new) => Err(Failure::new(
@@ -322,6 +323,26 @@ impl Work<'_> {
             }
         }
     }
+}
+
+/// Whether a column takes values of a type as they are.
+fn is_taken(column: &Column, type_oid: u32) -> bool {
+    expression::is_assignable(type_oid, column.type_oid)
+        && (column.bare_type.is_some() || expression::is_same_value(type_oid, column.type_oid))
+}
+
+/// Refuses an expression over whose values a cast to the column's type would say what fits, and cut the rest.
+fn takes(column: &Column, what: &str, read: Expression) -> Result<Expression, Failure> {
+    if is_taken(column, read.type_oid) {
+        return Ok(read);
+    }
+    let (is, wanted) = (expression::type_text(read.type_oid, -1), &column.type_name);
+    Err(Failure::new(
+        code::DATATYPE_MISMATCH,
+        format!("{what}: the expression is of type {is}, and the column, of type {wanted}, takes values of its own type only"),
+    )
+    .detail("Its fields have a length, or are domains or rows themselves: made out of another type they could be cut without a word.")
+    .hint(format!("Have each field fit, and name the type: row(left(…, 3), …)::{wanted}.")))
 }
 
 fn listed(columns: &[Column]) -> String {

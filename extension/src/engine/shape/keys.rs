@@ -136,11 +136,6 @@ pub fn is_unchanged(source: &Source, old: &Ident) -> bool {
     }
 }
 
-/// Whether an assignment to the type may round.
-pub fn has_digits(column: &Column) -> bool {
-    ["numeric", "time", "interval"].iter().any(|base| column.base_type.starts_with(base))
-}
-
 pub fn key_type(column: &Column) -> KeyType<'_> {
     // A domain's modifier is its own business: the same domain, or none at all, is all that is compared.
     KeyType {

@@ -10,7 +10,7 @@ use crate::engine::change::Change;
 use crate::engine::shape::keys;
 use migrator_core::failure::{Failure, code};
 use migrator_core::ident::{Ident, plain};
-use migrator_core::key::none_rounds;
+use migrator_core::key::{KeyType, none_rounds};
 use migrator_core::plan::{KeyColumn, NewColumn, OldColumn};
 use migrator_core::state::State;
 use migrator_core::upgrade::COLUMN;
@@ -126,11 +126,13 @@ fn rounds(before: &[Column], after: &[Column], key: &[KeyColumn], name: &Ident) 
     let of = |columns: &[Column]| columns.iter().position(|column| column.name == *name);
     let (Some(old), Some(new)) = (of(before), of(after)) else { return false };
     let (old, new) = (&before[old], &after[new]);
-    // A domain's digits are not to be seen in the column.
     let same = old.type_oid == new.type_oid && old.modifier == new.modifier;
-    let domain = old.type_oid != new.type_oid && old.base_type == new.base_type;
-    let keeps = || none_rounds(keys::key_type(old), keys::key_type(new)) && !(domain && keys::has_digits(new));
-    !same && !key.iter().any(|key| key.old == *name) && !keeps()
+    !same && !key.iter().any(|key| key.old == *name) && !none_rounds(under_domains(old), under_domains(new))
+}
+
+fn under_domains(column: &Column) -> KeyType<'_> {
+    let base = column.bare_type.as_deref().unwrap_or(&column.base_type);
+    KeyType { base, modifier: column.bare_modifier, ..keys::key_type(column) }
 }
 
 /// Whether the guard can read an upgrade's expressions over another table, which takes the place of the live one.
